@@ -1,0 +1,78 @@
+"""``ReadOptions``: every knob of reading, with its default and unit. Nothing below reads globals."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How a slide is read.
+
+    Raises
+    ------
+    ValueError
+        An option is out of its range.
+    """
+
+    max_connections: int = 8
+    """Requests in flight at once (1 to 256). A local slide uses as many reading threads."""
+    frames_per_request: int | None = None
+    """Hard cap on the frames of one request; None lets the library choose."""
+    decode_threads: int | None = None
+    """Threads that decode (1 to 256); None takes one for each core."""
+    tile_cache_bytes: int = 512 * MEBIBYTE
+    """Budget for decoded tiles; 0 keeps none."""
+    frame_cache_bytes: int = 128 * MEBIBYTE
+    """Budget for encoded frames of a DICOMweb service; 0 keeps none. Local files need none."""
+    readahead_bytes: int = 256 * MEBIBYTE
+    """What ``read_regions``, patches and export hold beyond what the consumer has taken."""
+    timeout_seconds: float = 20.0
+    """Longest silence on a socket, and longest wait for a connection."""
+    deadline_seconds: float = 300.0
+    """Longest time that a caller waits for one region (or for the metadata), retries included."""
+    max_attempts: int = 5
+    """How often a failing request is made in all (1 to 100)."""
+    max_region_bytes: int = 4 << 30
+    """Largest array that one read returns."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Hosts, other than the service's own, from which bulk data may be fetched (without credentials)."""
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            "max_connections": (1, 256),
+            "frames_per_request": (1, 400),
+            "decode_threads": (1, 256),
+            "tile_cache_bytes": (0, 1 << 50),
+            "frame_cache_bytes": (0, 1 << 50),
+            "readahead_bytes": (0, 1 << 50),
+            "timeout_seconds": (1e-3, 86_400),
+            "deadline_seconds": (1e-3, 7 * 86_400),
+            "max_attempts": (1, 100),
+            "max_region_bytes": (1, 1 << 60),
+        }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "trusted_hosts":
+                if isinstance(value, str) or not all(isinstance(host, str) for host in value):
+                    raise ValueError(f"trusted_hosts is a tuple of host names, not {value!r}.")
+                continue
+            if value is None and field.name in ("frames_per_request", "decode_threads"):
+                continue
+            low, high = ranges[field.name]
+            whole = not field.name.endswith("_seconds")
+            kinds: tuple[type, ...] = (int,) if whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                kind = "an integer" if whole else "a number"
+                raise ValueError(f"{field.name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
+
+    @property
+    def decode_thread_count(self) -> int:
+        """``decode_threads``, or the number of cores that this process may use."""
+        if self.decode_threads is not None:
+            return self.decode_threads
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Where frames come from: a DICOMweb service, a client of the user's, or local files."""
