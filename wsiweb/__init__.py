@@ -1,0 +1,66 @@
+"""Read whole-slide images over DICOMweb: regions, patches and PNGs as numpy arrays, without downloading the slide.
+
+    from wsiweb import Slide
+
+    with Slide.open("https://host/dicomWeb/studies/1.2/series/3.4") as slide:
+        region = slide.read_region(0, x=10_000, y=8_000, w=1024, h=1024)
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from wsiweb.errors import (
+    AuthenticationError,
+    DecodeError,
+    MetadataError,
+    MetadataWarning,
+    ProtocolError,
+    QuotaExceededError,
+    RegionError,
+    SlideNotFoundError,
+    SourceError,
+    SourceTimeoutError,
+    ThrottledError,
+    UnsupportedError,
+    WsiWebError,
+)
+from wsiweb.options import ReadOptions
+
+if TYPE_CHECKING:
+    from wsiweb.pyramid import Level
+    from wsiweb.slide import Slide
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthenticationError",
+    "DecodeError",
+    "Level",
+    "MetadataError",
+    "MetadataWarning",
+    "ProtocolError",
+    "QuotaExceededError",
+    "ReadOptions",
+    "RegionError",
+    "Slide",
+    "SlideNotFoundError",
+    "SourceError",
+    "SourceTimeoutError",
+    "ThrottledError",
+    "UnsupportedError",
+    "WsiWebError",
+]
+
+logging.getLogger("wsiweb").addHandler(logging.NullHandler())
+
+_LAZY = {"Level": "wsiweb.pyramid", "Slide": "wsiweb.slide"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")

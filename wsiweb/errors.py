@@ -25,6 +25,10 @@ class WsiWebError(Exception):
     """Base of every error that the library raises on purpose."""
 
 
+class MetadataWarning(UserWarning):
+    """A part of the slide cannot be read; the rest can."""
+
+
 class SlideNotFoundError(WsiWebError):
     """There is no whole-slide image at that place."""
 

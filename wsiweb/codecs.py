@@ -1,0 +1,217 @@
+"""``decode``: one encoded frame to one array. The only place that calls a decoder.
+
+The bytes decide how they are decoded and what their colours are; the metadata are asked only where the bytes
+are silent. Every array that leaves has the shape and dtype that the metadata promise, or there is an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.codestream import Coding, Codestream, complete, inspect
+from wsiweb.colour import ybr_full_to_rgb
+from wsiweb.errors import DecodeError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsiweb.metadata import PixelFormat
+    from wsiweb.sources.base import EncodedFrame
+
+    Pixels = npt.NDArray[Any]
+
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", EXPLICIT_BIG_ENDIAN})
+RLE = "1.2.840.10008.1.2.5"
+RLE_MEDIA_TYPE = "image/dicom-rle"
+
+
+class TruncatedFrameError(DecodeError):
+    """The bytes end too early or are damaged: asking for them again may help."""
+
+
+def decode(
+    frame: EncodedFrame, pixels: PixelFormat, *, transfer_syntax_uid: str | None, visible: tuple[int, int]
+) -> Pixels:
+    """Decode a frame.
+
+    Parameters
+    ----------
+    frame
+        The code stream, or raw pixels.
+    pixels
+        What the metadata promise.
+    transfer_syntax_uid
+        Of the instance as stored, where known; what came with the frame goes before it.
+    visible
+        (width, height) of the part of the tile that lies inside the level: an edge tile may be cropped to it.
+
+    Returns
+    -------
+    ``(h, w, 3)`` uint8 RGB for colour, ``(h, w)`` uint8 or uint16 for monochrome, larger meaning brighter.
+
+    Raises
+    ------
+    DecodeError
+        The bytes are no such image.
+    UnsupportedError
+        The transfer syntax, or the kind of pixels, is not read.
+    """
+    _check_supported(pixels)
+    syntax = frame.transfer_syntax_uid or transfer_syntax_uid
+    raw_length = _raw_length(pixels)
+    stream = None
+    # Raw pixels may begin like a code stream by chance.
+    if not (syntax in NATIVE and len(frame.data) in (raw_length, raw_length + 1)):
+        stream = inspect(frame.data)
+    if stream is not None:
+        image = _decode_stream(frame.data, stream, pixels, visible)
+    elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
+        image = _decode_rle(frame.data, pixels)
+    elif len(frame.data) in (raw_length, raw_length + 1):
+        image = _decode_raw(frame.data, pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
+    else:
+        raise _unknown_bytes(frame.data, syntax, raw_length)
+    return _finish(image, pixels, visible)
+
+
+def _check_supported(pixels: PixelFormat) -> None:
+    if pixels.bits_allocated not in (8, 16) or pixels.samples_per_pixel not in (1, 3):
+        raise UnsupportedError(
+            f"Pixels of {pixels.samples_per_pixel} samples with {pixels.bits_allocated} bits are not read: "
+            f"1 or 3 samples of 8 or 16 bits are."
+        )
+    if pixels.signed:
+        raise UnsupportedError("Signed pixels (PixelRepresentation 1) are not read.")
+    if pixels.photometric == "PALETTE COLOR":
+        raise UnsupportedError("PALETTE COLOR images are not read.")
+    if pixels.colour and pixels.bits_allocated != 8:
+        raise UnsupportedError(f"Colour images of {pixels.bits_allocated} bits are not read.")
+
+
+def _raw_length(pixels: PixelFormat) -> int:
+    samples = pixels.rows * pixels.columns * pixels.samples_per_pixel
+    if pixels.photometric == "YBR_FULL_422":
+        samples = pixels.rows * pixels.columns * 2
+    return samples * (pixels.bits_allocated // 8)
+
+
+def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exception:
+    if syntax is not None and syntax not in NATIVE and not data[:2] == b"\xff\xd8":
+        from wsiweb.transfer_syntaxes import name, readable  # noqa: PLC0415
+
+        if not readable(syntax):
+            return UnsupportedError(f"The transfer syntax {name(syntax)} is not read.")
+    return TruncatedFrameError(
+        f"{len(data)} bytes are neither a known code stream nor the {raw_length} bytes of the raw frame."
+    )
+
+
+def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible: tuple[int, int]) -> Pixels:
+    """Check size and end before the decoder sees the bytes, so that a hostile header allocates nothing."""
+    if stream.width is not None and stream.height is not None:
+        _check_size(stream.width, stream.height, pixels, visible)
+    if not complete(data):
+        raise TruncatedFrameError(f"The {stream.coding.value} code stream is cut short ({len(data)} bytes).")
+    if stream.components is not None and stream.components not in (1, 3):
+        raise UnsupportedError(f"A {stream.coding.value} frame of {stream.components} components is not read.")
+    try:
+        return _call_decoder(data, stream, pixels)
+    except (DecodeError, UnsupportedError):
+        raise
+    except Exception as error:  # every codec has exception classes of its own
+        raise TruncatedFrameError(f"The {stream.coding.value} code stream does not decode: {error}") from error
+
+
+def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixels:
+    import imagecodecs  # noqa: PLC0415  (its decoders load slowly)
+
+    declared_ybr = pixels.photometric.startswith("YBR")
+    match stream.coding:
+        case Coding.JPEG if stream.components == 3:
+            transformed = stream.colour_transformed
+            if transformed is None:
+                transformed = pixels.photometric != "RGB"
+            return imagecodecs.jpeg8_decode(
+                data, colorspace="YCBCR" if transformed else "RGB", outcolorspace="RGB"
+            )
+        case Coding.JPEG:
+            return imagecodecs.jpeg8_decode(data)
+        case Coding.JPEG_LOSSLESS:
+            image = imagecodecs.jpeg8_decode(data)
+            transformed = stream.colour_transformed if stream.colour_transformed is not None else declared_ybr
+        case Coding.JPEG_LS:
+            image = imagecodecs.jpegls_decode(data)
+            transformed = declared_ybr
+        case Coding.JPEG_2000:
+            image = imagecodecs.jpeg2k_decode(data)
+            # With the multiple component transform the decoder has already returned RGB, whatever is declared.
+            transformed = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and not stream.colour_transformed
+        case Coding.JPEG_XL:
+            return imagecodecs.jpegxl_decode(data)
+    return ybr_full_to_rgb(image) if transformed and image.ndim == 3 and image.dtype == np.uint8 else image
+
+
+def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
+    import imagecodecs  # noqa: PLC0415
+
+    dtype = np.dtype("<u2" if pixels.bits_allocated == 16 else "u1")
+    try:
+        planes = np.frombuffer(imagecodecs.dicomrle_decode(data, dtype), dtype)
+        image = planes.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns)
+    except Exception as error:  # noqa: BLE001  (imagecodecs' own classes, and the shape of what came out)
+        raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
+    if pixels.samples_per_pixel == 1:
+        return image[0]
+    interleaved = np.ascontiguousarray(image.transpose(1, 2, 0))
+    return ybr_full_to_rgb(interleaved) if pixels.photometric == "YBR_FULL" else interleaved
+
+
+def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> Pixels:
+    dtype = np.dtype("u1") if pixels.bits_allocated == 8 else np.dtype(">u2" if big_endian else "<u2")
+    flat = np.frombuffer(data, dtype, _raw_length(pixels) // dtype.itemsize)
+    if pixels.samples_per_pixel == 1:
+        return flat.reshape(pixels.rows, pixels.columns)
+    if pixels.photometric == "YBR_FULL_422":
+        raise UnsupportedError("Native YBR_FULL_422 frames are not read.")
+    if pixels.planar_configuration == 1:
+        image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
+    else:
+        image = flat.reshape(pixels.rows, pixels.columns, 3)
+    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
+
+
+def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int, int]) -> None:
+    if (width, height) == (pixels.columns, pixels.rows):
+        return
+    if visible[0] <= width <= pixels.columns and visible[1] <= height <= pixels.rows:
+        return
+    raise DecodeError(
+        f"The frame is {width} x {height} pixels, where the metadata say {pixels.columns} x {pixels.rows}."
+    )
+
+
+def _finish(image: Pixels, pixels: PixelFormat, visible: tuple[int, int]) -> Pixels:
+    """Make the array what the metadata promise, where that loses nothing."""
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim not in (2, 3):
+        raise DecodeError(f"The frame decoded to an array of shape {image.shape}.")
+    _check_size(image.shape[1], image.shape[0], pixels, visible)
+    if pixels.colour:
+        if image.ndim == 2:  # a gray frame in a colour level
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.shape[2] != 3 or image.dtype != np.uint8:
+            raise DecodeError(f"The frame decoded to {image.dtype} of shape {image.shape}, which is no 8-bit RGB.")
+        return image
+    if image.ndim != 2:
+        raise DecodeError(f"The frame has {image.shape[2]} components, where the metadata say it is monochrome.")
+    if image.dtype != pixels.dtype:
+        if image.dtype.kind != "u" or image.dtype.itemsize > pixels.dtype.itemsize and image.max() > 255:
+            raise DecodeError(f"The frame decoded to {image.dtype}, where the metadata say {pixels.dtype}.")
+        image = image.astype(pixels.dtype)
+    if pixels.photometric == "MONOCHROME1":
+        image = ((1 << pixels.bits_stored) - 1 - image).astype(pixels.dtype)
+    return image

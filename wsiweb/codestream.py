@@ -1,0 +1,138 @@
+"""What the head and the tail of a code stream say, read without decoding it.
+
+The code stream knows its own size, depth and colour space; the metadata are often wrong about the last
+(slides whose JPEGs are declared RGB and are not, and the reverse).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Coding(enum.Enum):
+    """How a frame is encoded, by its magic number."""
+
+    JPEG = "JPEG"
+    JPEG_LOSSLESS = "JPEG lossless"
+    JPEG_LS = "JPEG-LS"
+    JPEG_2000 = "JPEG 2000"
+    JPEG_XL = "JPEG XL"
+
+
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """The header of a code stream."""
+
+    coding: Coding
+    width: int | None = None
+    """None where the header is not read (JP2 boxes, JPEG XL)."""
+    height: int | None = None
+    components: int | None = None
+    colour_transformed: bool | None = None
+    """Whether components are YCbCr (JPEG) or a multiple component transform was used (JPEG 2000). None: unsaid."""
+
+
+_SOF_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_LOSSLESS
+_SOF_JPEG_LS = 0xF7
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+def inspect(data: bytes) -> Codestream | None:
+    """Return what the code stream says of itself, or None where the bytes are none that is known."""
+    if data[:3] == b"\xff\xd8\xff":
+        return _inspect_jpeg(data)
+    if data[:4] == b"\xff\x4f\xff\x51":
+        return _inspect_jpeg2000(data)
+    if data[:12] == b"\x00\x00\x00\x0cjP  \r\n\x87\n":
+        start = data.find(b"\xff\x4f\xff\x51", 12, 4096)
+        return Codestream(Coding.JPEG_2000) if start < 0 else _inspect_jpeg2000(data[start : start + 4096])
+    if data[:2] == b"\xff\x0a" or data[:12] == b"\x00\x00\x00\x0cJXL \r\n\x87\n":
+        return Codestream(Coding.JPEG_XL)
+    return None
+
+
+def complete(data: bytes) -> bool:
+    """Whether a JPEG or JPEG 2000 code stream ends with its end marker, padding aside.
+
+    A JPEG cut short decodes to a whole image with a grey rest and without any error: this is the only guard.
+    """
+    if data[:2] not in (b"\xff\xd8", b"\xff\x4f"):
+        return True
+    if data[-2:] == b"\xff\xd9" or data[-3:] == b"\xff\xd9\x00":
+        return True
+    return data.rstrip(b"\x00").endswith(b"\xff\xd9")
+
+
+def _inspect_jpeg(data: bytes) -> Codestream:
+    """Walk the markers up to the start of scan (ITU-T T.81 B.1)."""
+    position, end = 2, len(data)
+    frame: tuple[Coding, int, int, bytes] | None = None
+    adobe_transform: int | None = None
+    jfif = False
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        if marker == 0xFF or marker in _STANDALONE:
+            position += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if marker in _SOF or marker == _SOF_JPEG_LS:
+            if len(body) < 6:
+                break
+            coding = Coding.JPEG_LOSSLESS if marker in _SOF_LOSSLESS else Coding.JPEG
+            coding = Coding.JPEG_LS if marker == _SOF_JPEG_LS else coding
+            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            frame = coding, width, height, body[6:]
+        elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            adobe_transform = body[11]
+        elif marker == 0xE0 and body[:5] == b"JFIF\x00":
+            jfif = True
+        elif marker in (0xDA, 0xD9):
+            break
+        position += 2 + length
+    if frame is None:
+        return Codestream(Coding.JPEG)
+    coding, width, height, components = frame
+    count = len(components) // 3
+    transformed = None
+    if count == 3:
+        transformed = _is_ycbcr(adobe_transform, jfif=jfif, components=components)
+    return Codestream(coding, width, height, count, transformed)
+
+
+def _is_ycbcr(adobe_transform: int | None, *, jfif: bool, components: bytes) -> bool | None:
+    """Say whether a JPEG of three components is YCbCr, by the surest sign that it carries."""
+    if adobe_transform is not None:
+        return adobe_transform != 0
+    if jfif:
+        return True
+    if components[0::3] == b"RGB":
+        return False
+    if len(set(components[1::3])) > 1:  # subsampled chroma makes sense for YCbCr only
+        return True
+    return None
+
+
+def _inspect_jpeg2000(data: bytes) -> Codestream:
+    """Read SIZ and COD (ITU-T T.800 A.5.1, A.6.1)."""
+    number = int.from_bytes
+    position, end = 2, len(data)
+    width = height = components = None
+    transformed = None
+    while position + 4 <= end and data[position] == 0xFF:
+        marker, length = data[position + 1], number(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if marker == 0x51 and len(body) >= 36:
+            width = number(body[2:6], "big") - number(body[10:14], "big")
+            height = number(body[6:10], "big") - number(body[14:18], "big")
+            components = number(body[34:36], "big")
+        elif marker == 0x52 and len(body) >= 5:
+            transformed = body[4] == 1
+        elif marker in (0x90, 0x93, 0xD9):  # the first tile part: the main header is over
+            break
+        position += 2 + length
+    return Codestream(Coding.JPEG_2000, width, height, components, transformed)

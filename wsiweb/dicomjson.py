@@ -1,0 +1,260 @@
+"""Read values from the DICOM JSON model (PS3.18 F) as real servers send it.
+
+Servers send numbers as strings and strings as numbers, several values as one string with backslashes,
+NUL and space padding, a bare value instead of a list, and numbers as base64. All of that is read here;
+no pydicom objects are made, because one for each frame costs seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import gc
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wsiweb.errors import MetadataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TAGS = {
+    "TransferSyntaxUID": "00020010",
+    "ImageType": "00080008",
+    "SOPClassUID": "00080016",
+    "SOPInstanceUID": "00080018",
+    "PyramidUID": "00080019",
+    "AcquisitionDateTime": "0008002A",
+    "Modality": "00080060",
+    "Manufacturer": "00080070",
+    "CodeMeaning": "00080104",
+    "StudyDescription": "00081030",
+    "SeriesDescription": "0008103E",
+    "ManufacturerModelName": "00081090",
+    "AvailableTransferSyntaxUID": "00083002",
+    "PatientID": "00100020",
+    "DeviceSerialNumber": "00181000",
+    "SoftwareVersions": "00181020",
+    "SpacingBetweenSlices": "00180088",
+    "StudyInstanceUID": "0020000D",
+    "SeriesInstanceUID": "0020000E",
+    "FrameOfReferenceUID": "00200052",
+    "ConcatenationUID": "00209161",
+    "DimensionOrganizationType": "00209311",
+    "ConcatenationFrameOffsetNumber": "00209228",
+    "SamplesPerPixel": "00280002",
+    "PhotometricInterpretation": "00280004",
+    "PlanarConfiguration": "00280006",
+    "NumberOfFrames": "00280008",
+    "Rows": "00280010",
+    "Columns": "00280011",
+    "PixelSpacing": "00280030",
+    "BitsAllocated": "00280100",
+    "BitsStored": "00280101",
+    "PixelRepresentation": "00280103",
+    "ICCProfile": "00282000",
+    "LossyImageCompression": "00282110",
+    "PixelMeasuresSequence": "00289110",
+    "ContainerIdentifier": "00400512",
+    "SpecimenDescriptionSequence": "00400560",
+    "SpecimenIdentifier": "00400551",
+    "SpecimenPreparationSequence": "00400610",
+    "SpecimenPreparationStepContentItemSequence": "00400612",
+    "PrimaryAnatomicStructureSequence": "00082228",
+    "XOffsetInSlideCoordinateSystem": "0040072A",
+    "YOffsetInSlideCoordinateSystem": "0040073A",
+    "ZOffsetInSlideCoordinateSystem": "0040074A",
+    "ConceptNameCodeSequence": "0040A043",
+    "ConceptCodeSequence": "0040A168",
+    "CodeValue": "00080100",
+    "CodingSchemeDesignator": "00080102",
+    "TextValue": "0040A160",
+    "ImagedVolumeWidth": "00480001",
+    "ImagedVolumeHeight": "00480002",
+    "TotalPixelMatrixColumns": "00480006",
+    "TotalPixelMatrixRows": "00480007",
+    "TotalPixelMatrixOriginSequence": "00480008",
+    "ExtendedDepthOfField": "00480012",
+    "RecommendedAbsentPixelCIELabValue": "00480015",
+    "OpticalPathSequence": "00480105",
+    "OpticalPathIdentifier": "00480106",
+    "OpticalPathDescription": "00480107",
+    "ObjectiveLensPower": "00480112",
+    "OpticalPathIdentificationSequence": "00480207",
+    "PlanePositionSlideSequence": "0048021A",
+    "ColumnPositionInTotalImagePixelMatrix": "0048021E",
+    "RowPositionInTotalImagePixelMatrix": "0048021F",
+    "NumberOfOpticalPaths": "00480302",
+    "TotalPixelMatrixFocalPlanes": "00480303",
+    "SharedFunctionalGroupsSequence": "52009229",
+    "PerFrameFunctionalGroupsSequence": "52009230",
+}
+"""Every attribute that the library reads, by keyword."""
+
+_BINARY_FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+_UNSPLIT_VRS = frozenset({"LT", "ST", "UT", "UR", "PN"})  # a backslash is no separator there (PS3.5 6.2)
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryValue:
+    """A binary value, inline or elsewhere."""
+
+    inline: bytes | None
+    """The bytes, where the metadata carried them."""
+    uri: str | None
+    """BulkDataURI, where they did not."""
+
+
+class Attributes:
+    """Typed access to one JSON dataset, forgiving about the forms in which servers send values."""
+
+    __slots__ = ("_elements",)
+
+    def __init__(self, elements: dict[str, Any]) -> None:
+        self._elements = elements
+
+    def _values(self, keyword: str) -> list[Any]:
+        element = self._elements.get(TAGS[keyword])
+        if not isinstance(element, dict):
+            return []
+        vr = element.get("vr", "UN")
+        if "InlineBinary" in element and vr in _BINARY_FORMATS:
+            data = _decode_base64(element["InlineBinary"], keyword)
+            code = _BINARY_FORMATS[vr]
+            count = len(data) // struct.calcsize(code)
+            return list(struct.unpack_from(f"<{count}{code}", data))
+        value = element.get("Value")
+        if value is None:
+            return []
+        values = value if isinstance(value, list) else [value]
+        if vr not in _UNSPLIT_VRS and any(isinstance(item, str) and "\\" in item for item in values):
+            values = [part for item in values for part in (item.split("\\") if isinstance(item, str) else [item])]
+        return [item for item in values if item is not None]
+
+    def strings(self, keyword: str) -> tuple[str, ...]:
+        """Return all values as text without padding; empty where absent."""
+        return tuple(text for value in self._values(keyword) if (text := _text(value)))
+
+    def string(self, keyword: str) -> str | None:
+        """Return the first value as text without padding, or None."""
+        values = self.strings(keyword)
+        return values[0] if values else None
+
+    def numbers(self, keyword: str) -> tuple[float, ...]:
+        """Return all values as numbers.
+
+        Raises
+        ------
+        MetadataError
+            A value is no finite number.
+        """
+        numbers = []
+        for value in self._values(keyword):
+            if isinstance(value, str) and not value.strip(" \0"):
+                continue
+            try:
+                number = float(value.strip(" \0") if isinstance(value, str) else value)
+            except (TypeError, ValueError):
+                raise MetadataError(f"{keyword} is {value!r:.80}, which is no number.") from None
+            if not -1e300 < number < 1e300:
+                raise MetadataError(f"{keyword} is {value!r:.80}, which is no finite number.")
+            numbers.append(number)
+        return tuple(numbers)
+
+    def number(self, keyword: str) -> float | None:
+        """Return the first value as a number, or None."""
+        numbers = self.numbers(keyword)
+        return numbers[0] if numbers else None
+
+    def integer(self, keyword: str) -> int | None:
+        """Return the first value as an integer, or None."""
+        number = self.number(keyword)
+        if number is not None and number != int(number):
+            raise MetadataError(f"{keyword} is {number}, which is no integer.")
+        return None if number is None else int(number)
+
+    def required_integer(self, keyword: str, *, low: int = 1, high: int = 2**31 - 1) -> int:
+        """Return the first value as an integer within ``low`` to ``high``.
+
+        Raises
+        ------
+        MetadataError
+            It is absent or out of range.
+        """
+        value = self.integer(keyword)
+        if value is None:
+            raise MetadataError(f"{keyword} is missing.")
+        if not low <= value <= high:
+            raise MetadataError(f"{keyword} is {value}, outside of {low} to {high}.")
+        return value
+
+    def sequence(self, keyword: str) -> list[Attributes]:
+        """Return the items of a sequence; empty where absent."""
+        return [Attributes(item) for item in self.raw_items(keyword)]
+
+    def first_item(self, keyword: str) -> Attributes:
+        """Return the first item of a sequence, or one without attributes."""
+        items = self.raw_items(keyword)
+        return Attributes(items[0] if items else {})
+
+    def raw_items(self, keyword: str) -> list[dict[str, Any]]:
+        """Return the items of a sequence as they are, for the walk over many frames."""
+        element = self._elements.get(TAGS[keyword])
+        value = element.get("Value") if isinstance(element, dict) else None
+        if isinstance(value, dict):
+            value = [value]
+        if not isinstance(value, list):
+            return []
+        return [item if isinstance(item, dict) else {} for item in value]
+
+    def binary(self, keyword: str) -> BinaryValue | None:
+        """Return a binary value, inline or by reference, or None."""
+        element = self._elements.get(TAGS[keyword])
+        if not isinstance(element, dict):
+            return None
+        if "InlineBinary" in element:
+            return BinaryValue(_decode_base64(element["InlineBinary"], keyword), None)
+        uri = element.get("BulkDataURI")
+        return BinaryValue(None, uri) if isinstance(uri, str) and uri else None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):  # PN (PS3.18 F.2.2)
+        value = value.get("Alphabetic") or value.get("Ideographic") or value.get("Phonetic") or ""
+    return str(value).strip(" \0\t\r\n")
+
+
+def _decode_base64(text: Any, keyword: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=False)
+    except (binascii.Error, TypeError, ValueError):
+        raise MetadataError(f"{keyword} is no valid base64.") from None
+
+
+def loads(body: bytes) -> Any:
+    """Parse JSON with garbage collection paused: it would cost more than the parsing.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON.
+    """
+    with _collection_paused():
+        try:
+            return json.loads(body)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,331 @@
+"""From one DICOM JSON dataset to one ``Instance``, with the checks that reading relies on.
+
+Knows a single instance only: how instances make levels and pyramids is in ``pyramid``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
+from wsiweb.errors import MetadataError
+from wsiweb.sources.base import InstanceAddress, JsonDataset
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+VL_WHOLE_SLIDE_MICROSCOPY = "1.2.840.10008.5.1.4.1.1.77.1.6"
+FLAVORS = ("VOLUME", "LABEL", "OVERVIEW", "THUMBNAIL")
+"""Values of ImageType 3 that are read (PS3.3 C.8.12.4.1.1); others, such as REGIONLOCALIZER, are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """What the metadata say of a frame's pixels (PS3.3 C.7.6.3)."""
+
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    photometric: str
+    """PhotometricInterpretation. A hint only: where there is a code stream, that decides."""
+    planar_configuration: int
+    lossy: bool
+    """Whether the pixels have been compressed lossily."""
+    photometric_forced: bool = False
+    """Whether the user has stated it: then it goes before the code stream."""
+
+    @property
+    def colour(self) -> bool:
+        """Whether frames decode to RGB."""
+        return self.samples_per_pixel > 1 or self.photometric == "PALETTE COLOR"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the decoded pixels: uint8, or uint16 for monochrome of more than 8 bits."""
+        return np.dtype(np.uint8 if self.colour or self.bits_allocated <= 8 else np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class OpticalPath:
+    """One item of OpticalPathSequence (PS3.3 C.8.12.5)."""
+
+    identifier: str
+    description: str | None
+    objective_power: float | None
+    icc_profile: BinaryValue | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FramePositions:
+    """Where each frame lies (Plane Position (Slide) macro, PS3.3 C.8.12.6.1), in columns of one row a frame."""
+
+    x: npt.NDArray[np.int64]
+    """Left edge in the total pixel matrix, 0-based."""
+    y: npt.NDArray[np.int64]
+    """Top edge in the total pixel matrix, 0-based."""
+    z_um: npt.NDArray[np.float64]
+    """ZOffsetInSlideCoordinateSystem in µm; NaN where unsaid."""
+    optical_path: tuple[str | None, ...]
+    """Identifier of the optical path; None where unsaid."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """One VL Whole Slide Microscopy instance."""
+
+    address: InstanceAddress
+    flavor: str
+    """VOLUME, LABEL, OVERVIEW or THUMBNAIL."""
+    transfer_syntax_uid: str | None
+    """As stored, where the metadata tell."""
+    pixels: PixelFormat
+    matrix_width: int
+    """TotalPixelMatrixColumns."""
+    matrix_height: int
+    """TotalPixelMatrixRows."""
+    number_of_frames: int
+    organization: str | None
+    """DimensionOrganizationType."""
+    optical_paths: tuple[OpticalPath, ...]
+    """At least one."""
+    number_of_focal_planes: int
+    first_plane_um: float
+    """z offset of the first focal plane of a TILED_FULL instance."""
+    plane_spacing_um: float
+    """Distance of its focal planes."""
+    positions: FramePositions | None
+    """Where the metadata give one to each frame."""
+    pixel_spacing_mm: tuple[float, float] | None
+    """(row, column), as in DICOM: y first."""
+    imaged_volume_mm: tuple[float, float] | None
+    """(width, height)."""
+    concatenation_uid: str | None
+    concatenation_offset: int
+    """Frames of the concatenation that come before this instance."""
+    pyramid_uid: str | None
+    frame_of_reference_uid: str | None
+    extended_depth_of_field: bool
+    absent_pixel_cielab: tuple[int, int, int] | None
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) in µm: from PixelSpacing, else from the imaged volume, else None."""
+        if self.pixel_spacing_mm is not None:
+            row_mm, column_mm = self.pixel_spacing_mm
+            return round(column_mm * 1000, 9), round(row_mm * 1000, 9)
+        if self.imaged_volume_mm is not None:
+            width_mm, height_mm = self.imaged_volume_mm
+            return width_mm * 1000 / self.matrix_width, height_mm * 1000 / self.matrix_height
+        return None
+
+    @classmethod
+    def from_json(cls, dataset: JsonDataset) -> Instance | None:
+        """Return the instance, or None for a dataset that is no whole-slide image.
+
+        Raises
+        ------
+        MetadataError
+            An attribute that reading needs is missing or breaks its rule; names the instance.
+        """
+        attributes = Attributes(dataset)
+        sop_class = attributes.string("SOPClassUID")
+        if sop_class != VL_WHOLE_SLIDE_MICROSCOPY:
+            return None
+        uid = attributes.string("SOPInstanceUID") or "without SOPInstanceUID"
+        try:
+            flavor = _flavor(attributes)
+            return None if flavor is None else _instance(attributes, flavor)
+        except MetadataError as error:
+            raise MetadataError(f"Instance {uid}: {error}") from error
+
+
+def _flavor(attributes: Attributes) -> str | None:
+    image_type = attributes.strings("ImageType")
+    if len(image_type) > 2:
+        return image_type[2] if image_type[2] in FLAVORS else None
+    # Without the third value only a tiled image can be told from a label: it has more pixels than a frame.
+    columns, width = attributes.integer("Columns"), attributes.integer("TotalPixelMatrixColumns")
+    rows, height = attributes.integer("Rows"), attributes.integer("TotalPixelMatrixRows")
+    if None in (columns, width, rows, height):
+        return None
+    tiled = (width or 0) > (columns or 0) or (height or 0) > (rows or 0)
+    return "VOLUME" if tiled or (attributes.integer("NumberOfFrames") or 1) > 1 else None
+
+
+def _instance(attributes: Attributes, flavor: str) -> Instance:
+    pixels = _pixel_format(attributes)
+    volume = flavor == "VOLUME"
+    if not volume and attributes.integer("TotalPixelMatrixColumns") is None:
+        width, height = pixels.columns, pixels.rows
+    else:
+        width = attributes.required_integer("TotalPixelMatrixColumns")
+        height = attributes.required_integer("TotalPixelMatrixRows")
+    number_of_frames = attributes.integer("NumberOfFrames")
+    if number_of_frames is None:
+        number_of_frames = 1
+    if number_of_frames < 1:
+        raise MetadataError(f"NumberOfFrames is {number_of_frames}.")
+    organization = attributes.string("DimensionOrganizationType")
+    shared = attributes.first_item("SharedFunctionalGroupsSequence")
+    # The per-frame groups of a TILED_FULL instance say nothing new, and reading them takes seconds.
+    per_frame = [] if organization == "TILED_FULL" else attributes.raw_items("PerFrameFunctionalGroupsSequence")
+    origin = attributes.first_item("TotalPixelMatrixOriginSequence")
+    shared_plane = shared.first_item("PlanePositionSlideSequence")
+    first_plane_mm = _first_known(
+        shared_plane.number("ZOffsetInSlideCoordinateSystem"), origin.number("ZOffsetInSlideCoordinateSystem")
+    )
+    measures = _pixel_measures(shared, attributes, per_frame)
+    uid = attributes.string("SOPInstanceUID")
+    if uid is None:
+        raise MetadataError("SOPInstanceUID is missing.")
+    lab = attributes.numbers("RecommendedAbsentPixelCIELabValue")
+    return Instance(
+        address=InstanceAddress(
+            attributes.string("StudyInstanceUID") or "", attributes.string("SeriesInstanceUID") or "", uid
+        ),
+        flavor=flavor,
+        transfer_syntax_uid=_transfer_syntax(attributes),
+        pixels=pixels,
+        matrix_width=width,
+        matrix_height=height,
+        number_of_frames=number_of_frames,
+        organization=organization,
+        optical_paths=_optical_paths(attributes),
+        number_of_focal_planes=max(attributes.integer("TotalPixelMatrixFocalPlanes") or 1, 1),
+        first_plane_um=first_plane_mm * 1000,
+        plane_spacing_um=(measures.number("SpacingBetweenSlices") or 0.0) * 1000,
+        positions=_positions(per_frame, shared, number_of_frames),
+        pixel_spacing_mm=_pair(measures, "PixelSpacing"),
+        imaged_volume_mm=_volume(attributes),
+        concatenation_uid=attributes.string("ConcatenationUID"),
+        concatenation_offset=max(attributes.integer("ConcatenationFrameOffsetNumber") or 0, 0),
+        pyramid_uid=attributes.string("PyramidUID"),
+        frame_of_reference_uid=attributes.string("FrameOfReferenceUID"),
+        extended_depth_of_field=attributes.string("ExtendedDepthOfField") == "YES",
+        absent_pixel_cielab=(int(lab[0]), int(lab[1]), int(lab[2])) if len(lab) == 3 else None,
+    )
+
+
+def _first_known(*numbers: float | None) -> float:
+    return next((number for number in numbers if number is not None), 0.0)
+
+
+def _transfer_syntax(attributes: Attributes) -> str | None:
+    for keyword in ("AvailableTransferSyntaxUID", "TransferSyntaxUID"):
+        if uid := attributes.string(keyword):
+            return uid
+    return None
+
+
+def _pixel_format(attributes: Attributes) -> PixelFormat:
+    samples = attributes.integer("SamplesPerPixel")
+    photometric = attributes.string("PhotometricInterpretation")
+    if samples is None:
+        samples = 1 if photometric is None or photometric.startswith(("MONO", "PALETTE")) else 3
+    bits_allocated = attributes.integer("BitsAllocated") or 8
+    return PixelFormat(
+        rows=attributes.required_integer("Rows", high=65535),
+        columns=attributes.required_integer("Columns", high=65535),
+        samples_per_pixel=samples,
+        bits_allocated=bits_allocated,
+        bits_stored=attributes.integer("BitsStored") or bits_allocated,
+        signed=attributes.integer("PixelRepresentation") == 1,
+        photometric=photometric or ("MONOCHROME2" if samples == 1 else "RGB"),
+        planar_configuration=attributes.integer("PlanarConfiguration") or 0,
+        lossy=attributes.string("LossyImageCompression") == "01",
+    )
+
+
+def _optical_paths(attributes: Attributes) -> tuple[OpticalPath, ...]:
+    paths = tuple(
+        OpticalPath(
+            identifier=item.string("OpticalPathIdentifier") or str(position),
+            description=item.string("OpticalPathDescription"),
+            objective_power=item.number("ObjectiveLensPower"),
+            icc_profile=item.binary("ICCProfile"),
+        )
+        for position, item in enumerate(attributes.sequence("OpticalPathSequence"), start=1)
+    )
+    if paths:
+        return paths
+    count = max(attributes.integer("NumberOfOpticalPaths") or 1, 1)
+    return tuple(OpticalPath(str(position), None, None, None) for position in range(1, count + 1))
+
+
+def _pixel_measures(shared: Attributes, attributes: Attributes, per_frame: list[dict[str, Any]]) -> Attributes:
+    measures = shared.first_item("PixelMeasuresSequence")
+    if measures.numbers("PixelSpacing"):
+        return measures
+    if not per_frame:
+        per_frame = attributes.raw_items("PerFrameFunctionalGroupsSequence")[:1]
+    return Attributes(per_frame[0] if per_frame else {}).first_item("PixelMeasuresSequence")
+
+
+def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:
+    numbers = attributes.numbers(keyword)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _volume(attributes: Attributes) -> tuple[float, float] | None:
+    width, height = attributes.number("ImagedVolumeWidth"), attributes.number("ImagedVolumeHeight")
+    return (width, height) if width and height and width > 0 and height > 0 else None
+
+
+def _positions(
+    per_frame: list[dict[str, Any]], shared: Attributes, number_of_frames: int
+) -> FramePositions | None:
+    """Walk the per-frame groups; about a microsecond a frame where they are written as usual."""
+    if not per_frame and number_of_frames == 1:
+        per_frame = [{}]
+    if not per_frame:
+        return None
+    if len(per_frame) != number_of_frames:
+        raise MetadataError(f"there are {len(per_frame)} per-frame groups for {number_of_frames} frames.")
+    shared_plane = shared.first_item("PlanePositionSlideSequence")
+    shared_path = shared.first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
+    plane_tag, path_tag = TAGS["PlanePositionSlideSequence"], TAGS["OpticalPathIdentificationSequence"]
+    x_tag, y_tag = (TAGS[f"{axis}PositionInTotalImagePixelMatrix"] for axis in ("Column", "Row"))
+    z_tag, identifier_tag = TAGS["ZOffsetInSlideCoordinateSystem"], TAGS["OpticalPathIdentifier"]
+    xs, ys, zs, paths = [], [], [], []
+    for frame_index, item in enumerate(per_frame):
+        try:
+            plane = item[plane_tag]["Value"][0]
+            x, y = plane[x_tag]["Value"][0], plane[y_tag]["Value"][0]
+            z = plane[z_tag]["Value"][0]
+        except (KeyError, IndexError, TypeError):
+            x = y = z = None
+        if type(x) is not int or type(y) is not int or type(z) not in (int, float):
+            x, y, z = _plane_position(Attributes(item), shared_plane)
+            if x is None or y is None:
+                if frame_index == 0:  # this instance has no positions at all
+                    return None
+                raise MetadataError(f"frame {frame_index + 1} has no position in the total pixel matrix.")
+        xs.append(x - 1)
+        ys.append(y - 1)
+        zs.append(z)
+        try:
+            path = item[path_tag]["Value"][0][identifier_tag]["Value"][0] if path_tag in item else shared_path
+        except (KeyError, IndexError, TypeError):
+            path = None
+        if path is not None and type(path) is not str:
+            path = str(path)
+        paths.append(path.strip(" \0") if path else path)
+    return FramePositions(
+        np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64) * 1000, tuple(paths)
+    )
+
+
+def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:
+    """Read one position in whatever form it was sent."""
+    plane = item.first_item("PlanePositionSlideSequence")
+    column, row = "ColumnPositionInTotalImagePixelMatrix", "RowPositionInTotalImagePixelMatrix"
+    if plane.integer(column) is None:
+        plane = shared_plane
+    z = plane.number("ZOffsetInSlideCoordinateSystem")
+    return plane.integer(column), plane.integer(row), float("nan") if z is None else z

@@ -1,0 +1,280 @@
+"""From what a user calls a slide (a URL, a client, a folder) to a source and its instances."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from wsiweb.errors import MetadataError, MetadataWarning, SlideNotFoundError
+from wsiweb.metadata import Instance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from requests import Session
+    from requests.auth import AuthBase
+
+    from wsiweb.options import ReadOptions
+    from wsiweb.sources.base import FrameSource, JsonDataset
+
+logger = logging.getLogger("wsiweb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach a service; every field as ``Slide.open`` takes it."""
+
+    auth: AuthBase | tuple[str, str] | None = None
+    token: str | Callable[[], str] | None = None
+    headers: dict[str, str] | None = None
+    session: Session | None = None
+    verify: bool | str | None = None
+    cert: str | tuple[str, str] | None = None
+    qido_url_prefix: str | None = None
+    wado_url_prefix: str | None = None
+
+
+def report(problem: str) -> None:
+    """Warn of what costs a part of a slide, but not the slide."""
+    logger.warning(problem)
+    warnings.warn(problem, MetadataWarning, stacklevel=_outside_level())
+
+
+def _outside_level() -> int:
+    """Return the stack level of the user's own line."""
+    import sys  # noqa: PLC0415
+
+    level, frame = 2, sys._getframe(2)  # noqa: SLF001  (what warnings itself does)
+    package = str(Path(__file__).parent)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+def open_source(
+    place: Any,
+    study_uid: str | None,
+    series_uids: tuple[str, ...],
+    connection: Connection,
+    options: ReadOptions,
+) -> FrameSource:
+    """Return the source that ``place`` names; see ``Slide.open`` for its forms."""
+    if isinstance(place, str) and place.lower().startswith(("http://", "https://")):
+        return _web_source(place, study_uid, series_uids, connection, options)
+    if isinstance(place, (str, os.PathLike)):
+        return _local_source([place], study_uid, series_uids)
+    if isinstance(place, (list, tuple)):
+        return _local_source(place, study_uid, series_uids)
+    if hasattr(place, "base_dir") and hasattr(place, "retrieve_series_metadata"):
+        # A DICOMfileClient is bound to its thread; the folder below it is not.
+        return _local_source([place.base_dir], study_uid, series_uids)
+    return _client_source(place, study_uid, series_uids, connection, options)
+
+
+def _local_source(
+    paths: Sequence[str | os.PathLike[str]], study_uid: str | None, series_uids: tuple[str, ...]
+) -> FrameSource:
+    from wsiweb.sources.local import LocalSource  # noqa: PLC0415
+
+    paths = [
+        unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path
+        for path in paths
+    ]
+    if not paths:
+        raise SlideNotFoundError("An empty list of files holds no slide.")
+    return LocalSource(paths, study_uid=study_uid, series_uids=series_uids, report=report)
+
+
+def _web_source(
+    url: str,
+    study_uid: str | None,
+    series_uids: tuple[str, ...],
+    connection: Connection,
+    options: ReadOptions,
+) -> FrameSource:
+    from dicomweb_client import DICOMwebClient  # noqa: PLC0415
+    from requests import Session  # noqa: PLC0415
+
+    from wsiweb.sources.http import TokenAuth  # noqa: PLC0415
+
+    base_url, user_password, study, series = split_series_url(url)
+    if connection.wado_url_prefix and study is not None:
+        base_url = base_url.removesuffix(f"/{connection.wado_url_prefix.strip('/')}")
+    session = connection.session or Session()
+    if connection.session is not None:  # not ours to change
+        session = object.__new__(type(connection.session))
+        session.__dict__.update(connection.session.__dict__)
+        session.headers = connection.session.headers.copy()
+    if user_password is not None:
+        session.auth = user_password
+    if connection.auth is not None:
+        session.auth = connection.auth
+    if connection.token is not None:
+        session.auth = TokenAuth(connection.token)
+    if connection.headers:
+        session.headers.update(connection.headers)
+    if connection.verify is not None:
+        session.verify = connection.verify
+    if connection.cert is not None:
+        session.cert = connection.cert
+    try:
+        client = DICOMwebClient(
+            base_url,
+            session=session,
+            qido_url_prefix=connection.qido_url_prefix,
+            wado_url_prefix=connection.wado_url_prefix,
+        )
+    except ValueError as error:
+        raise SlideNotFoundError(f"{base_url!r} is no URL of a DICOMweb service: {error}.") from error
+    return _service_source(client, study_uid or study, series_uids or series, options)
+
+
+def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
+    """Split a URL into the service's root, user and password, study UID and series UIDs.
+
+    Raises
+    ------
+    SlideNotFoundError
+        It cannot be read.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise SlideNotFoundError(f"This is no URL of a DICOMweb service: {error}.") from error
+    if not parts.hostname:
+        raise SlideNotFoundError("This is no URL of a DICOMweb service: it names no host.")
+    user_password = None
+    if parts.username is not None:
+        user_password = unquote(parts.username), unquote(parts.password or "")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    netloc = f"{host}:{port}" if port else host
+    root, _, rest = parts.path.partition("/studies/")
+    names = rest.strip("/").split("/")
+    study = names[0] or None
+    series = (names[2],) if len(names) > 2 and names[1] == "series" else ()
+    base_url = urlunsplit((parts.scheme.lower(), netloc, root.rstrip("/"), "", ""))
+    return base_url, user_password, study, series
+
+
+def _client_source(
+    client: Any,
+    study_uid: str | None,
+    series_uids: tuple[str, ...],
+    connection: Connection,
+    options: ReadOptions,
+) -> FrameSource:
+    import requests  # noqa: PLC0415
+    from dicomweb_client import DICOMwebClient  # noqa: PLC0415
+
+    from wsiweb.sources.client import ClientSource  # noqa: PLC0415
+
+    if not callable(getattr(client, "retrieve_instance_frames", None)):
+        raise SlideNotFoundError(
+            f"A slide is opened by a URL, a path, a list of paths or a DICOMweb client, not by "
+            f"{type(client).__name__}."
+        )
+    if connection != Connection():
+        raise ValueError(
+            "auth, token, headers, session, verify, cert and URL prefixes go with a URL. A client brings its own."
+        )
+    plain = (
+        isinstance(client, DICOMwebClient)
+        and type(client)._http_get is DICOMwebClient._http_get  # noqa: SLF001
+        and isinstance(getattr(client, "_session", None), requests.Session)
+    )
+    if plain:
+        return _service_source(client, study_uid, series_uids, options)
+    if study_uid is None or not series_uids:
+        raise SlideNotFoundError("This client needs study_uid= and series_uid=.")
+    return ClientSource(client, study_uid, series_uids)
+
+
+def _service_source(
+    client: Any,
+    study_uid: str | None,
+    series_uids: tuple[str, ...],
+    options: ReadOptions,
+) -> FrameSource:
+    from wsiweb.sources.http import Service  # noqa: PLC0415
+    from wsiweb.sources.web import WebSource  # noqa: PLC0415
+
+    service = Service(
+        client, connections=options.max_connections, timeout_seconds=options.timeout_seconds
+    )
+    source = WebSource(service, study_uid or "", series_uids, options)
+    if study_uid is None and not series_uids:
+        raise SlideNotFoundError(
+            f"{service.base_url} is the root of a service. Name the slide: Slide.open(url, study_uid=..., "
+            f"series_uid=...), or a URL that ends in /studies/.../series/..."
+        )
+    if study_uid is None:
+        studies = source.studies_of(series_uids[0])
+        if len(studies) != 1:
+            found = "it is in no study" if not studies else f"it is in {len(studies)} studies; pass study_uid="
+            raise SlideNotFoundError(f"The series {series_uids[0]} was searched for at {service.base_url}: {found}.")
+        source = WebSource(service, studies[0], series_uids, options)
+    elif not series_uids:
+        found_series = source.slide_series()
+        if len(found_series) != 1:
+            listed = ", ".join(found_series) or "none"
+            raise SlideNotFoundError(
+                f"Study {study_uid} has {len(found_series)} series of slide microscopy (Modality SM): {listed}. "
+                f"Name one with series_uid=."
+            )
+        source = WebSource(service, study_uid, found_series, options)
+    return source
+
+
+def instances_of(
+    datasets: Sequence[JsonDataset], *, photometric: str | None
+) -> tuple[list[Instance], list[JsonDataset]]:
+    """Return the whole-slide instances and their datasets; a malformed one is reported and left out.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no VOLUME image; says what there is.
+    MetadataError
+        The only VOLUME images are malformed.
+    """
+    instances: dict[str, tuple[Instance, JsonDataset]] = {}
+    problems = []
+    for dataset in datasets:
+        try:
+            instance = Instance.from_json(dataset)
+        except MetadataError as error:
+            problems.append(str(error))
+            continue
+        if instance is not None:
+            if photometric is not None and instance.flavor == "VOLUME":
+                pixels = replace(instance.pixels, photometric=photometric, photometric_forced=True)
+                instance = replace(instance, pixels=pixels)
+            instances.setdefault(instance.address.instance_uid, (instance, dataset))
+    if not any(instance.flavor == "VOLUME" for instance, _ in instances.values()):
+        if problems:
+            raise MetadataError(f"No image of this slide can be read. {' '.join(problems)}")
+        raise SlideNotFoundError(f"There is no whole-slide image among {_inventory(datasets)}.")
+    for problem in problems:
+        report(f"{problem} It is left out.")
+    return [instance for instance, _ in instances.values()], [dataset for _, dataset in instances.values()]
+
+
+def _inventory(datasets: Sequence[JsonDataset]) -> str:
+    """Say what there is instead of a slide."""
+    from wsiweb.dicomjson import Attributes  # noqa: PLC0415
+
+    kinds: dict[str, int] = {}
+    for dataset in datasets:
+        attributes = Attributes(dataset)
+        kind = " ".join(
+            filter(None, (attributes.string("Modality"), "\\".join(attributes.strings("ImageType"))))
+        )
+        kinds[kind or "unknown"] = kinds.get(kind or "unknown", 0) + 1
+    return ", ".join(f"{count} instance{'s' if count > 1 else ''} of {kind}" for kind, count in kinds.items())

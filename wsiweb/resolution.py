@@ -1,0 +1,181 @@
+"""Resolutions between levels: which level a wish is read from, and how its pixels map. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.errors import MetadataError, RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.resample import enlarge_bilinear, reduce_area
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from wsiweb.pyramid import Level
+
+TOLERANCE = 0.01
+"""Resolutions that differ by no more are the same."""
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A level as it is, or a virtual one that is resampled from it."""
+
+    level: Level
+    """That pixels are read from."""
+    width: int
+    height: int
+    scale: tuple[float, float]
+    """Pixels of ``level`` for each of the view's, (x, y); (1, 1) is the level itself."""
+    mpp: tuple[float, float] | None
+    """Of the view."""
+
+    @property
+    def bounds(self) -> Rectangle:
+        """All of the view."""
+        return Rectangle(0, 0, self.width, self.height)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether pixels differ from the level's."""
+        return self.scale != (1.0, 1.0)
+
+    @property
+    def base_scale(self) -> tuple[float, float]:
+        """Pixels of level 0 for each of the view's, (x, y)."""
+        level = self.level
+        return self.scale[0] * level.base_size[0] / level.width, self.scale[1] * level.base_size[1] / level.height
+
+    def source_of(self, region: Rectangle) -> Rectangle:
+        """Return what of the level a region of the view is made from."""
+        if not self.resampled:
+            return region
+        inside = region.intersection(self.bounds)
+        (sx, sy), margin = self.scale, int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+        x, y = math.floor(inside.x * sx + _ROUNDING) - margin, math.floor(inside.y * sy + _ROUNDING) - margin
+        right = math.ceil(inside.right * sx - _ROUNDING) + margin
+        bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
+        return Rectangle(x, y, max(right - x, 1), max(bottom - y, 1)).intersection(self.level.bounds)
+
+    def resample(
+        self, pixels: npt.NDArray[Any], region: Rectangle, background: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Make a region of the view from the pixels of ``source_of(region)``."""
+        if not self.resampled:
+            return pixels
+        source, inside = self.source_of(region), region.intersection(self.bounds)
+        work = enlarge_bilinear if min(self.scale) < 1 - TOLERANCE else reduce_area
+        image = work(
+            pixels,
+            origin=(inside.x * self.scale[0] - source.x, inside.y * self.scale[1] - source.y),
+            scale=self.scale,
+            size=(inside.w, inside.h),
+        )
+        if inside == region:
+            return image
+        whole = np.empty((region.h, region.w, *image.shape[2:]), image.dtype)
+        whole[...] = background if whole.ndim == 3 else background[0]
+        dx, dy = inside.x - region.x, inside.y - region.y
+        whole[dy : dy + inside.h, dx : dx + inside.w] = image
+        return whole
+
+
+def view_of_level(level: Level) -> View:
+    """Return a level as a view of itself."""
+    return View(level, level.width, level.height, (1.0, 1.0), level.mpp)
+
+
+def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
+    """Return the virtual level with square pixels of ``mpp`` µm.
+
+    Raises
+    ------
+    MetadataError
+        The slide does not tell its resolution.
+    RegionError
+        ``mpp`` is no positive number, or finer than level 0 and ``upsample`` is not allowed.
+    """
+    base_mpp = _mpp(levels[0])
+    _check_positive(mpp, "mpp")
+    known = [level for level in levels if level.mpp is not None]
+    same = _same(known, lambda level: tuple(axis / mpp for axis in _mpp(level)))
+    if same is not None:
+        return view_of_level(same)
+    finest = min(base_mpp)
+    if mpp < finest * (1 - TOLERANCE) and not upsample:
+        raise RegionError(
+            f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Pass upsample=True to "
+            f"enlarge it."
+        )
+    level = level_for_mpp(levels, mpp)
+    level_mpp = _mpp(level)
+    return View(
+        level=level,
+        width=max(math.floor(levels[0].width * base_mpp[0] / mpp + _ROUNDING), 1),
+        height=max(math.floor(levels[0].height * base_mpp[1] / mpp + _ROUNDING), 1),
+        scale=(mpp / level_mpp[0], mpp / level_mpp[1]),
+        mpp=(mpp, mpp),
+    )
+
+
+def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
+    """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``."""
+    _check_positive(downsample, "downsample")
+    same = _same(levels, lambda level: (level.downsample / downsample,))
+    if same is not None:
+        return view_of_level(same)
+    if downsample < 1 - TOLERANCE and not upsample:
+        raise RegionError(f"A downsample of {downsample:g} is finer than level 0.")
+    base, level = levels[0], level_for_downsample(levels, downsample)
+    return View(
+        level=level,
+        width=max(math.floor(base.width / downsample + _ROUNDING), 1),
+        height=max(math.floor(base.height / downsample + _ROUNDING), 1),
+        scale=(downsample * level.width / base.width, downsample * level.height / base.height),
+        mpp=None if base.mpp is None else (base.mpp[0] * downsample, base.mpp[1] * downsample),
+    )
+
+
+def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
+    """Return the coarsest level at least as fine as ``mpp`` in both axes, within 1 %; level 0 where none is."""
+    _check_positive(mpp, "mpp")
+    _mpp(levels[0])
+    fine = [
+        level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + TOLERANCE + 1e-9)
+    ]
+    return fine[-1] if fine else levels[0]
+
+
+def level_for_downsample(levels: Sequence[Level], downsample: float) -> Level:
+    """Return the coarsest level whose downsample is at most this, within 1 %; level 0 where none is."""
+    _check_positive(downsample, "downsample")
+    fine = [level for level in levels if level.downsample <= downsample * (1 + TOLERANCE + 1e-9)]
+    return fine[-1] if fine else levels[0]
+
+
+def _same(levels: Sequence[Level], ratios: Callable[[Level], tuple[float, ...]]) -> Level | None:
+    """Return the level nearest to a ratio of 1 that is within the tolerance in every axis."""
+    distances = [(max(abs(ratio - 1) for ratio in ratios(level)), level) for level in levels]
+    distance, level = min(distances, key=lambda pair: pair[0])
+    return level if distance <= TOLERANCE + 1e-9 else None
+
+
+def _mpp(level: Level) -> tuple[float, float]:
+    if level.mpp is None:
+        raise MetadataError(
+            "The slide does not tell its resolution (no PixelSpacing, no ImagedVolumeWidth). Read by level=, or state "
+            "it: Slide.open(..., mpp=0.25)."
+        )
+    return level.mpp
+
+
+def _check_positive(value: float, name: str) -> None:
+    if not (isinstance(value, (int, float, np.floating, np.integer)) and math.isfinite(value) and value > 0):
+        raise RegionError(f"{name} is a positive number, not {value!r}.")

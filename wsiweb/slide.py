@@ -1,0 +1,715 @@
+"""``Slide``: the face of the library. Checks what is asked, delegates, and owns lifetime and pickling."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from wsiweb import icc as icc_profiles
+from wsiweb import opening, resolution
+from wsiweb.errors import MetadataError, RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.options import ReadOptions
+from wsiweb.plan import check_region, plan_read
+from wsiweb.properties import properties_of
+from wsiweb.pyramid import Level, Pyramid, build_pyramids, single_image
+from wsiweb.reader import Reader
+from wsiweb.resolution import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    import requests
+    from requests.auth import AuthBase
+
+    from wsiweb.metadata import BinaryValue, Instance
+    from wsiweb.patches import PatchPlan
+    from wsiweb.pyramid import Channel
+    from wsiweb.sources.base import FrameSource
+    from wsiweb.stats import ReadStats
+
+    Pixels = npt.NDArray[Any]
+
+Region = tuple[int, int, int, int]
+"""(x, y, w, h)."""
+_BAND_BYTES = 32 << 20
+"""Of a level's pixels held at once while a region is resampled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Content:
+    """What the metadata told: everything about a slide that does not change and that pickles."""
+
+    study_uid: str
+    series_uid: str
+    instances: tuple[Instance, ...]
+    pyramids: tuple[Pyramid, ...]
+    properties: tuple[dict[str, str | float], ...]
+    """One for each pyramid."""
+
+
+class Slide:
+    """A whole-slide image in a DICOMweb service or in local files. Made by ``Slide.open``.
+
+    Safe to share between threads. Pickles without connections and caches; the copy reads without asking for the
+    metadata again.
+    """
+
+    def __init__(
+        self, content: _Content, source: FrameSource, options: ReadOptions, pyramid: int
+    ) -> None:
+        self._content = content
+        self._options = options
+        self._pyramid_index = pyramid
+        self._icc_profiles: dict[str, bytes | None] = {}
+        self._reader = Reader(source, content.instances, options)
+
+    @classmethod
+    def open(
+        cls,
+        place: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Any,
+        *,
+        study_uid: str | None = None,
+        series_uid: str | Sequence[str] | None = None,
+        auth: AuthBase | tuple[str, str] | None = None,
+        token: str | Callable[[], str] | None = None,
+        headers: dict[str, str] | None = None,
+        session: requests.Session | None = None,
+        verify: bool | str | None = None,
+        cert: str | tuple[str, str] | None = None,
+        qido_url_prefix: str | None = None,
+        wado_url_prefix: str | None = None,
+        pyramid: int | str | None = None,
+        mpp: float | tuple[float, float] | None = None,
+        photometric: str | None = None,
+        options: ReadOptions | None = None,
+    ) -> Self:
+        """Open a slide.
+
+        Parameters
+        ----------
+        place
+            URL of a series (``https://host/dicomWeb/studies/1.2/series/3.4``); URL of a service, with ``series_uid``;
+            a ``DICOMwebClient`` or ``DICOMfileClient``; a DICOM file, a folder, or a list of them.
+        study_uid, series_uid
+            Which slide, where ``place`` does not say. Without ``study_uid`` the study is looked up (QIDO-RS, one
+            request). Several series of one study hold a slide's channels.
+        auth
+            A ``requests`` authentication object or ``(user, password)``.
+        token
+            A bearer token, or a callable that returns one and is called again when the service says 401.
+        headers, session, verify, cert
+            As ``requests`` takes them.
+        qido_url_prefix, wado_url_prefix
+            Path below the service's root, where it differs for searching and retrieving.
+        pyramid
+            Index into ``pyramids``, or a Pyramid UID. None takes the one with the largest level 0.
+        mpp
+            The resolution of level 0 in µm a pixel, one number or (x, y), to state or correct it.
+        photometric
+            Photometric interpretation of the frames, to overrule what the slide, or its code streams, declare.
+        options
+            How to read.
+
+        Raises
+        ------
+        SlideNotFoundError
+            There is no whole-slide image at that place.
+        MetadataError
+            Its metadata lack what reading needs.
+        SourceError
+            The service did not deliver; ``AuthenticationError`` where it refused the credentials.
+        """
+        options = options or ReadOptions()
+        connection = opening.Connection(
+            auth=auth, token=token, headers=headers, session=session, verify=verify, cert=cert,
+            qido_url_prefix=qido_url_prefix, wado_url_prefix=wado_url_prefix,
+        )  # fmt: skip
+        series_uids = () if series_uid is None else (series_uid,) if isinstance(series_uid, str) else tuple(series_uid)
+        source = opening.open_source(place, study_uid, series_uids, connection, options)
+        try:
+            content = _content(source, _stated_mpp(mpp), photometric)
+            return cls(content, source, options, _chosen(content.pyramids, pyramid))
+        except BaseException:
+            source.close()
+            raise
+
+    # What the slide is ----------------------------------------------------------------------------
+
+    @property
+    def _pyramid(self) -> Pyramid:
+        return self._content.pyramids[self._pyramid_index]
+
+    @property
+    def pyramids(self) -> tuple[Pyramid, ...]:
+        """All pyramids of the series; the first is the default one."""
+        return self._content.pyramids
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels of the pyramid that is open, by decreasing resolution."""
+        return self._pyramid.levels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(w, h) of level 0 in pixels."""
+        return self.levels[0].size
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) of level 0 in µm a pixel, or None where the slide does not tell."""
+        return self.levels[0].mpp
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of level 0: uint8 or uint16."""
+        return self.levels[0].dtype
+
+    @property
+    def study_uid(self) -> str:
+        """Study Instance UID."""
+        return self._content.study_uid
+
+    @property
+    def series_uid(self) -> str:
+        """Series Instance UID."""
+        return self._content.series_uid
+
+    @property
+    def optical_paths(self) -> tuple[str, ...]:
+        """Identifiers of the optical paths; the first is the default."""
+        return self._pyramid.optical_paths
+
+    @property
+    def focal_planes(self) -> tuple[float, ...]:
+        """z offsets of the focal planes in µm, rising; the one nearest the middle is the default."""
+        return self._pyramid.focal_planes
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What people look for: vendor, model, objective_power, stain, patient_id, ... where the slide has them."""
+        return dict(self._content.properties[self._pyramid_index])
+
+    @property
+    def stats(self) -> ReadStats:
+        """Counters since opening: requests, frames, bytes, retries, tile_hits, tile_misses, ..."""
+        return self._running().stats
+
+    @property
+    def options(self) -> ReadOptions:
+        """How this slide is read."""
+        return self._options
+
+    @property
+    def associated_images(self) -> Mapping[str, Pixels]:
+        """Mapping with any of "label", "overview", "thumbnail" to arrays, fetched when asked for."""
+        return _AssociatedImages(self)
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """ICC profile of the default optical path, or None. May cost one request, once."""
+        return self._icc_profile(self.optical_paths[0])
+
+    def _icc_profile(self, optical_path: str) -> bytes | None:
+        if optical_path not in self._icc_profiles:
+            value = self._icc_value(optical_path)
+            profile = None
+            if value is not None:
+                inline = value.inline
+                profile = inline if inline is not None else self._running().source.fetch_bulk(value.uri or "")
+            self._icc_profiles[optical_path] = icc_profiles.trimmed(profile) if profile else None
+        return self._icc_profiles[optical_path]
+
+    def _icc_value(self, optical_path: str) -> BinaryValue | None:
+        """Find the profile in the finest instance that has one."""
+        volumes = [instance for instance in self._content.instances if instance.flavor == "VOLUME"]
+        volumes.sort(key=lambda instance: -instance.matrix_width * instance.matrix_height)
+        paths = (path for instance in volumes for path in instance.optical_paths)
+        return next((p.icc_profile for p in paths if p.identifier == optical_path and p.icc_profile), None)
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def read_region(
+        self,
+        level: int | Level,
+        x: int,
+        y: int,
+        w: int,
+        h: int,
+        *,
+        optical_path: str | None = None,
+        focal_plane: float | None = None,
+        icc: str | None = None,
+    ) -> Pixels:
+        """Return a rectangle of one level as an array.
+
+        Parameters
+        ----------
+        level
+            Index into ``levels``, or one of them; 0 is the finest.
+        x, y, w, h
+            Top left corner and size **in pixels of that level** (PS3.3 C.8.12.14). Parts outside are filled with the
+            slide's background, as are tiles that a sparse level does not have.
+        optical_path
+            Identifier; None takes the first. "all" stacks monochrome paths along the last axis.
+        focal_plane
+            z offset in µm; None takes the plane nearest the middle.
+        icc
+            "srgb" converts colours by the slide's ICC profile; None leaves them as stored.
+
+        Returns
+        -------
+        ``(h, w, 3)`` uint8 RGB, ``(h, w)`` uint8 or uint16 for monochrome, or ``(h, w, c)`` for "all"; C-contiguous,
+        and yours to write into.
+
+        Raises
+        ------
+        RegionError
+            The rectangle is empty, touches the level nowhere or is larger than ``max_region_bytes``; or there is no
+            such level, optical path or focal plane. No request was made.
+        SourceError, DecodeError, UnsupportedError
+            A frame could not be had, or not be decoded; it is never replaced by blank pixels.
+        """
+        return next(
+            self.read_regions(level, [(x, y, w, h)], optical_path=optical_path, focal_plane=focal_plane, icc=icc)
+        )
+
+    def read_regions(
+        self,
+        level: int | Level,
+        regions: Iterable[Region],
+        *,
+        optical_path: str | None = None,
+        focal_plane: float | None = None,
+        icc: str | None = None,
+    ) -> Iterator[Pixels]:
+        """Return an iterator over many rectangles of one level, in order; see ``read_region``.
+
+        Frames of all of them are fetched together, each once, ahead of the consumer within ``readahead_bytes``.
+        All regions are checked before the first request. Closing the iterator stops the work.
+        """
+        view = resolution.view_of_level(self._level(level))
+        return self._read(view, list(regions), optical_path, focal_plane, icc)
+
+    def read_region_mpp(
+        self,
+        mpp: float,
+        x: int,
+        y: int,
+        w: int,
+        h: int,
+        *,
+        optical_path: str | None = None,
+        focal_plane: float | None = None,
+        icc: str | None = None,
+        upsample: bool = False,
+    ) -> Pixels:
+        """Return a rectangle as if the pyramid had a level at exactly this resolution.
+
+        Parameters
+        ----------
+        mpp
+            Micrometres a pixel. Within 1 % of a level's, it is that level, unresampled; otherwise the next finer
+            level is reduced by area weighting.
+        x, y, w, h
+            In pixels of that virtual level, whose size is floor(level-0 size x level-0 mpp / mpp).
+        upsample
+            Allow an mpp finer than level 0 (bilinear).
+        optical_path, focal_plane, icc
+            As for ``read_region``.
+
+        Raises
+        ------
+        RegionError
+            As for ``read_region``; also an mpp more than 1 % finer than level 0 without ``upsample``.
+        MetadataError
+            The slide does not tell its resolution.
+        """
+        view = resolution.view_at_mpp(self.levels, mpp, upsample=upsample)
+        return next(self._read(view, [(x, y, w, h)], optical_path, focal_plane, icc))
+
+    def thumbnail(self, max_size: int = 1024) -> Pixels:
+        """Return the whole slide, its longer side at most ``max_size`` pixels, never enlarged.
+
+        The slide's own THUMBNAIL image serves where it is large enough, else the smallest sufficient level, reduced
+        by area weighting.
+        """
+        max_size = _integer(max_size, "max_size")
+        if max_size < 1:
+            raise RegionError(f"max_size is at least 1, not {max_size}.")
+        base = self.levels[0]
+        factor = min(1.0, max_size / max(base.size))
+        width, height = (max(round(side * factor), 1) for side in base.size)
+        level, channel = self._thumbnail_level(width, height)
+        scale = level.width / width, level.height / height
+        if scale == (1.0, 1.0):
+            view = resolution.view_of_level(level)
+        else:
+            view = View(level, width, height, scale, None)
+        return next(self._read_view(view, [view.bounds], [channel], stacked=False))
+
+    def _thumbnail_level(self, width: int, height: int) -> tuple[Level, Channel]:
+        """Return the smallest image of the whole slide that has at least so many pixels."""
+        base = self.levels[0]
+        for position, instance in enumerate(self._content.instances):
+            if instance.flavor == "THUMBNAIL" and instance.pixels.colour == (len(base.shape) == 3):
+                distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
+                large = instance.matrix_width >= width and instance.matrix_height >= height
+                if large and abs(distortion - 1) < 0.01:
+                    return single_image(instance, position)
+        sufficient = [level for level in self.levels if level.width >= width and level.height >= height]
+        level = sufficient[-1]
+        return level, self._pyramid.channel(level.index, None, None)
+
+    def level_for_mpp(self, mpp: float) -> Level:
+        """Return the coarsest level at least as fine as ``mpp`` µm a pixel in both axes, within 1 %.
+
+        Level 0 where none is.
+
+        Raises
+        ------
+        MetadataError
+            The slide does not tell its resolution.
+        """
+        return resolution.level_for_mpp(self.levels, mpp)
+
+    def level_for_downsample(self, downsample: float) -> Level:
+        """Return the coarsest level whose downsample is at most this, within 1 %."""
+        return resolution.level_for_downsample(self.levels, downsample)
+
+    def patches(
+        self,
+        size: int | tuple[int, int],
+        *,
+        level: int | None = None,
+        mpp: float | None = None,
+        magnification: float | None = None,
+        stride: int | tuple[int, int] | None = None,
+        roi: Region | Sequence[Region] | None = None,
+        edge: str = "drop",
+        upsample: bool = False,
+    ) -> PatchPlan:
+        """Plan a grid of patches; nothing is fetched until it is read.
+
+        Parameters
+        ----------
+        size, stride
+            In output pixels, an integer or (w, h); ``stride`` is ``size`` by default.
+        level, mpp, magnification
+            The resolution, one of them; level 0 by default. ``magnification`` is a downsample of objective power /
+            magnification where the slide states its power, else an mpp of 10 / magnification.
+        roi
+            One or more ``(x, y, w, h)`` in level-0 pixels; each has a grid of its own.
+        edge
+            "drop" leaves out patches that do not fit, "pad" fills them with the background, "shift" moves them inward.
+        upsample
+            Allow a resolution finer than level 0.
+
+        Raises
+        ------
+        RegionError
+            The grid cannot exist: sizes below 1, more than one resolution, an ROI off the slide.
+        MetadataError
+            ``mpp`` or ``magnification`` was asked for, and the slide does not tell its resolution.
+        """
+        from wsiweb.patches import plan_patches  # noqa: PLC0415
+
+        view = self._view(level, mpp, magnification, upsample=upsample)
+        return plan_patches(self, view, size, stride=stride, roi=roi, edge=edge)
+
+    def export_png(
+        self,
+        path: str | os.PathLike[str],
+        level: int | Level = 0,
+        x: int = 0,
+        y: int = 0,
+        w: int | None = None,
+        h: int | None = None,
+        *,
+        compression: int | None = None,
+        optical_path: str | None = None,
+        focal_plane: float | None = None,
+        icc: str | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write a rectangle of one level as PNG, with the ICC profile and the pixel density in it.
+
+        Memory is bounded by bands of the region, whatever its size. The file appears under its name when it is whole.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        level, x, y, w, h
+            As for ``read_region``; by default to the right and bottom edge of the level.
+        compression
+            1 (fast) to 9 (small); None favours speed.
+        optical_path, focal_plane, icc
+            As for ``read_region``.
+        progress
+            True shows a bar; a callable is given (rows done, rows in all).
+
+        Raises
+        ------
+        RegionError
+            As for ``read_region``, but for ``max_region_bytes``, which does not bind here.
+        """
+        from wsiweb.export import export_png  # noqa: PLC0415
+
+        level = self._level(level)
+        x, y = _integer(x, "x"), _integer(y, "y")
+        region = Rectangle(
+            x,
+            y,
+            level.width - x if w is None else _integer(w, "w"),
+            level.height - y if h is None else _integer(h, "h"),
+        )
+        export_png(
+            self, path, level, region, compression=compression, optical_path=optical_path, focal_plane=focal_plane,
+            icc=icc, progress=progress,
+        )  # fmt: skip
+
+    # How it is done -------------------------------------------------------------------------------
+
+    def _level(self, level: int | Level) -> Level:
+        if isinstance(level, Level):
+            level = level.index
+        index = _integer(level, "level")
+        if not 0 <= index < len(self.levels):
+            raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(self.levels) - 1}.")
+        return self.levels[index]
+
+    def _view(
+        self, level: int | Level | None, mpp: float | None, magnification: float | None, *, upsample: bool
+    ) -> View:
+        if sum(value is not None for value in (level, mpp, magnification)) > 1:
+            raise RegionError("Give one of level=, mpp= and magnification=, not several.")
+        if mpp is not None:
+            return resolution.view_at_mpp(self.levels, mpp, upsample=upsample)
+        if magnification is not None:
+            power = self.properties.get("objective_power")
+            if not magnification > 0:
+                raise RegionError(f"magnification is a positive number, not {magnification!r}.")
+            if power:
+                return resolution.view_at_downsample(self.levels, power / magnification, upsample=upsample)
+            return resolution.view_at_mpp(self.levels, 10 / magnification, upsample=upsample)
+        return resolution.view_of_level(self._level(0 if level is None else level))
+
+    def _channels(
+        self, level: Level, optical_path: str | None, focal_plane: float | None
+    ) -> tuple[list[Channel], bool]:
+        """Return the channels to read, and whether they are to be stacked."""
+        if optical_path != "all" or "all" in self.optical_paths:
+            return [self._pyramid.channel(level.index, optical_path, focal_plane)], False
+        channels = [self._pyramid.channel(level.index, path, focal_plane) for path in self.optical_paths]
+        if any(channel.colour for channel in channels):
+            raise RegionError('optical_path="all" stacks monochrome optical paths; this slide is in colour.')
+        return channels, True
+
+    def _read(
+        self,
+        view: View,
+        regions: Iterable[Region | Rectangle],
+        optical_path: str | None,
+        focal_plane: float | None,
+        icc: str | None,
+        outs: Iterable[Pixels] | None = None,
+        *,
+        bounded: bool = True,
+    ) -> Iterator[Pixels]:
+        """Check everything, then return the iterator that reads."""
+        if icc not in (None, "srgb"):
+            raise ValueError(f'icc is None or "srgb", not {icc!r}.')
+        channels, stacked = self._channels(view.level, optical_path, focal_plane)
+        rectangles = [region if isinstance(region, Rectangle) else _rectangle(region) for region in regions]
+        itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
+        limit = self._options.max_region_bytes if bounded else 1 << 62
+        for rectangle in rectangles:
+            check_region(view, rectangle, itemsize=itemsize, max_region_bytes=limit)
+        profile_path = None
+        if icc == "srgb" and channels[0].colour:
+            profile_path = self.optical_paths[0] if optical_path is None else optical_path
+        self._running().check_open()
+        return self._read_view(view, rectangles, channels, stacked=stacked, outs=outs, profile_path=profile_path)
+
+    def _read_view(
+        self,
+        view: View,
+        regions: list[Rectangle],
+        channels: list[Channel],
+        *,
+        stacked: bool,
+        outs: Iterable[Pixels] | None = None,
+        profile_path: str | None = None,
+    ) -> Iterator[Pixels]:
+        """Read regions of a view in order; a level's own go straight into ``outs``, where given."""
+        reader = self._running()
+        level = view.level
+        background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
+        targets = iter(outs) if outs is not None else None
+        profile = self._icc_profile(profile_path) if profile_path is not None else None
+        bands = [(region, list(_bands(view, region, level))) for region in regions]
+
+        def plans() -> Iterator[tuple[Any, Pixels | None]]:
+            for region, parts in bands:
+                for part in parts:
+                    target = next(targets) if targets is not None and not view.resampled else None
+                    plan = plan_read(level, channels, view.source_of(part), stacked=stacked)
+                    yield plan, target
+
+        stream = reader.stream(plans())
+        try:
+            for region, parts in bands:
+                pieces = [view.resample(next(stream), part, background) for part in parts]
+                array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                if targets is not None and view.resampled:
+                    target = next(targets)
+                    target[...] = array
+                    array = target
+                yield icc_profiles.to_srgb(array, profile) if profile else array
+        finally:
+            stream.close()
+
+    def _running(self) -> Reader:
+        """Return the reader of this process: no lock, pool or socket crosses a fork."""
+        reader = self._reader
+        if reader.process_id != os.getpid():
+            reader = self._reader = _renewed(reader, self._content)
+        return reader
+
+    def close(self) -> None:
+        """Stop all reading and release threads, sockets and files. Reading afterwards raises a ``WsiWebError``."""
+        self._running().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "content": self._content,
+            "source": self._reader.source,
+            "options": self._options,
+            "pyramid": self._pyramid_index,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        resolution_ = f", {self.mpp[0]:g} µm/px" if self.mpp else ""
+        return f"<Slide {self.series_uid}: {width} x {height} px{resolution_}, {len(self.levels)} levels>"
+
+
+def _renewed(reader: Reader, content: _Content) -> Reader:
+    """Return a reader for this process, made of what crosses a fork safely: plain values."""
+    import copy  # noqa: PLC0415
+
+    renewed = Reader(copy.copy(reader.source), content.instances, reader.options)
+    if reader.closed:
+        renewed.close()
+    return renewed
+
+
+class _AssociatedImages(Mapping[str, "Pixels"]):
+    """Label, overview and thumbnail, each read when it is asked for."""
+
+    def __init__(self, slide: Slide) -> None:
+        self._slide = slide
+        self._positions: dict[str, int] = {}
+        for position, instance in enumerate(slide._content.instances):  # noqa: SLF001
+            if instance.flavor != "VOLUME":
+                self._positions.setdefault(instance.flavor.lower(), position)
+
+    def __getitem__(self, name: str) -> Pixels:
+        position = self._positions[name]
+        level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
+        view = resolution.view_of_level(level)
+        return next(self._slide._read_view(view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return f"<associated images: {', '.join(self._positions) or 'none'}>"
+
+
+def _content(source: FrameSource, mpp: tuple[float, float] | None, photometric: str | None) -> _Content:
+    instances, datasets = opening.instances_of(source.metadata(), photometric=photometric)
+    pyramids = build_pyramids(instances, mpp=mpp, report=opening.report)
+    lead = next(instance for instance in instances if instance.flavor == "VOLUME").address
+    properties = []
+    for pyramid in pyramids:
+        size = pyramid.levels[0].size
+        position = next(
+            n for n, i in enumerate(instances) if i.flavor == "VOLUME" and (i.matrix_width, i.matrix_height) == size
+        )
+        properties.append(properties_of(datasets[position]))
+    return _Content(lead.study_uid, lead.series_uid, tuple(instances), pyramids, tuple(properties))
+
+
+def _chosen(pyramids: tuple[Pyramid, ...], wish: int | str | None) -> int:
+    if wish is None:
+        return 0
+    uids = [pyramid.uid for pyramid in pyramids]
+    if isinstance(wish, str) and wish in uids:
+        return uids.index(wish)
+    if isinstance(wish, int) and 0 <= wish < len(pyramids):
+        return wish
+    raise RegionError(f"There is no pyramid {wish!r}; this series has {len(pyramids)}, with Pyramid UIDs {uids}.")
+
+
+def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if mpp is None:
+        return None
+    pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
+    if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
+        raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
+    return pair[0], pair[1]
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RegionError(f"{name} is an integer, not {value!r}.") from None
+
+
+def _rectangle(region: Region) -> Rectangle:
+    try:
+        x, y, w, h = region
+    except (TypeError, ValueError):
+        raise RegionError(f"A region is (x, y, w, h), not {region!r}.") from None
+    return Rectangle(_integer(x, "x"), _integer(y, "y"), _integer(w, "w"), _integer(h, "h"))
+
+
+def _bands(view: View, region: Rectangle, level: Level) -> Iterator[Rectangle]:
+    """Cut a region into bands whose source fits into memory, where it is resampled."""
+    if not view.resampled:
+        yield region
+        return
+    row_bytes = region.w * view.scale[0] * view.scale[1] * level.dtype.itemsize * 3
+    rows = max(int(_BAND_BYTES // row_bytes), 1)
+    inside = region.intersection(view.bounds)
+    if inside.h <= rows:
+        yield region
+        return
+    top = region.y
+    while top < region.bottom:
+        bottom = min(max(top, inside.y) + rows, region.bottom)
+        if bottom >= inside.bottom:
+            bottom = region.bottom
+        yield Rectangle(region.x, top, region.w, bottom - top)
+        top = bottom

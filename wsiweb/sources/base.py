@@ -1,0 +1,112 @@
+"""What a source of frames is. Knows neither HTTP nor files, and decodes nothing."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from wsiweb.stats import ReadStats
+
+JsonDataset = dict[str, dict[str, Any]]
+"""One instance in the DICOM JSON model (PS3.18 F): tag in upper-case hex -> {"vr", "Value", ...}."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceAddress:
+    """Where an instance lives."""
+
+    study_uid: str
+    series_uid: str
+    instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """Frames of one instance that are asked for together."""
+
+    address: InstanceAddress
+    frame_numbers: tuple[int, ...]
+    """1-based, ascending, no duplicates."""
+    transfer_syntax_uid: str | None
+    """Stored transfer syntax where the metadata tell it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """The code stream of one frame, as it came."""
+
+    frame_number: int
+    """1-based."""
+    data: bytes
+    media_type: str | None = None
+    """What the answer's part said it is (``image/jpeg``), lower case, without parameters."""
+    transfer_syntax_uid: str | None = None
+    """What the answer, or the file, said it is encoded with."""
+
+
+class Cancellation:
+    """Lets a caller stop the work that others do for it. Thread-safe, one-way."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.RLock()
+        self._callbacks: set[Callable[[], None]] = set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called."""
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Stop: wakes every sleeper and runs the callbacks once."""
+        self._event.set()
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks, set()
+        for callback in callbacks:
+            callback()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep, or return True at once when cancelled."""
+        return self._event.wait(seconds)
+
+    def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Run ``callback`` when cancelled (at once if that has happened); returns what takes it back."""
+        with self._lock:
+            if not self.cancelled:
+                self._callbacks.add(callback)
+                return lambda: self._discard(callback)
+        callback()
+        return lambda: None
+
+    def _discard(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            self._callbacks.discard(callback)
+
+
+class FrameSource(Protocol):
+    """Where the metadata and the frames of a slide come from. Safe to share between threads; pickles."""
+
+    remote: bool
+    """Whether frames are slow enough to be worth an encoded cache."""
+    stats: ReadStats
+    """Counts what was asked of the source; a copy (unpickled, or after a fork) begins anew."""
+
+    def metadata(self) -> list[JsonDataset]:
+        """Return one dataset for each instance of the series."""
+        ...
+
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+        """Yield each frame of the batch once, in any order, as it arrives; all of them, or raise."""
+        ...
+
+    def fetch_bulk(self, uri: str) -> bytes:
+        """Return the value behind a BulkDataURI."""
+        ...
+
+    def close(self) -> None:
+        """Release sockets and files. Reading afterwards is not supported."""
+        ...

@@ -1,0 +1,373 @@
+"""GET requests to one DICOMweb service through the session of a ``DICOMwebClient``.
+
+What is here: URLs, redirects, credentials and their renewal, streaming, cancellation, and the translation of every
+exception of requests and urllib3. What is not: which status deserves another try (``retry``), what to ask (``web``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError, WsiWebError
+from wsiweb.stats import ReadStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dicomweb_client import DICOMwebClient
+
+    from wsiweb.sources.base import Cancellation
+
+MAX_REDIRECTS = 5
+CHUNK_BYTES = 65_536
+_MAX_ERROR_BYTES = 65_536
+
+
+class UnreachableError(SourceError):
+    """No connection could be made: before the first success, asking again is useless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of an answer, and what it takes to read the body."""
+
+    status: int
+    content_type: str
+    headers: dict[str, str]
+    """By lower-case name."""
+    url: str
+    """That answered, without secrets."""
+    chunks: Iterator[bytes]
+    """The body, content encoding undone, as it arrives."""
+
+    def read(self, limit_bytes: int, *, deadline: float | None = None) -> bytes:
+        """Return the whole body.
+
+        Raises
+        ------
+        ProtocolError
+            It is larger than ``limit_bytes``.
+        SourceTimeoutError
+            It is not there by ``deadline`` (of ``time.monotonic``).
+        """
+        body = bytearray()
+        for chunk in self.chunks:
+            body += chunk
+            if deadline is not None and time.monotonic() > deadline:
+                raise SourceTimeoutError(f"The answer of {self.url} took longer than the deadline.", url=self.url)
+            if len(body) > limit_bytes:
+                raise ProtocolError(
+                    f"The answer of {self.url} is larger than {limit_bytes:,} bytes.",
+                    url=self.url, status=self.status,
+                )  # fmt: skip
+        return bytes(body)
+
+    def error_text(self) -> str:
+        """Return what the body of a refusal says, for a message; never raises."""
+        text = bytearray()
+        with contextlib.suppress(WsiWebError):
+            for chunk in self.chunks:
+                text += chunk
+                if len(text) > _MAX_ERROR_BYTES:
+                    break
+        return readable_error(bytes(text))
+
+
+class TokenAuth(AuthBase):
+    """Sends a bearer token; asks for a new one, once for all threads, when the service says 401."""
+
+    def __init__(self, token: str | Callable[[], str]) -> None:
+        self._get = token
+        self._token = token if isinstance(token, str) else None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_get": self._get}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_get"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return "TokenAuth(...)"
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._current()}"
+        return request
+
+    def _current(self) -> str:
+        with self._lock:
+            if self._token is None and not isinstance(self._get, str):
+                self._token = self._get()
+            return cast("str", self._token)
+
+    def renew(self, refused: str | None) -> bool:
+        """Drop the token that was refused; False where there is no way to get another."""
+        if isinstance(self._get, str):
+            return False
+        with self._lock:
+            if refused is None or refused == f"Bearer {self._token}":
+                self._token = None
+        return True
+
+
+class Service:
+    """One DICOMweb service: where it is and how to talk to it. Safe to share between threads; pickles.
+
+    Parameters
+    ----------
+    client
+        Carries the URLs, and the session with its authentication, certificates and proxies. Its session is not
+        changed: an own copy, with connection pools of its own, does the work.
+    connections
+        Requests that may be in flight at once.
+    timeout_seconds
+        Longest silence on a socket.
+    """
+
+    def __init__(self, client: DICOMwebClient, *, connections: int, timeout_seconds: float) -> None:
+        self._client = client
+        self._connections = connections
+        self._timeout_seconds = timeout_seconds
+        self.stats = ReadStats()
+        self.base_url = str(client.base_url).rstrip("/")
+        self._session = _own_session(client._session, connections)  # noqa: SLF001  (facts: stable for years)
+        self.reached = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "client": self._client, "connections": self._connections, "timeout_seconds": self._timeout_seconds,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def wado_url(self) -> str:
+        """Root of the retrieve resources."""
+        prefix = self._client.wado_url_prefix
+        return f"{self.base_url}/{prefix.strip('/')}" if prefix else self.base_url
+
+    @property
+    def qido_url(self) -> str:
+        """Root of the search resources."""
+        prefix = self._client.qido_url_prefix
+        return f"{self.base_url}/{prefix.strip('/')}" if prefix else self.base_url
+
+    @contextlib.contextmanager
+    def get(
+        self,
+        url: str,
+        accept: str,
+        *,
+        parameters: dict[str, str] | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Iterator[Answer]:
+        """Make one GET request; the body streams inside the ``with``.
+
+        Raises
+        ------
+        SourceError
+            There was no answer, or its body broke off; a subclass says which way.
+        """
+        with _translated(url):
+            response = self._send(url, accept, parameters)
+            self.reached = True
+            with contextlib.ExitStack() as stack:
+                stack.callback(response.close)
+                if cancellation is not None:
+                    stack.callback(cancellation.on_cancel(lambda: _shut_down(response)))
+                yield Answer(
+                    status=response.status_code,
+                    content_type=response.headers.get("Content-Type", ""),
+                    headers={name.lower(): value for name, value in response.headers.items()},
+                    url=without_secrets(response.url),
+                    chunks=self._chunks(response),
+                )
+
+    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+            self.stats.add(bytes=len(chunk))
+            yield chunk
+
+    def _send(self, url: str, accept: str, parameters: dict[str, str] | None) -> requests.Response:
+        """Follow redirects by hand: credentials stay with their origin, and nothing falls from https to http."""
+        session: requests.Session = self._session
+        headers = {"Accept": accept}
+        renewed = False
+        for _ in range(MAX_REDIRECTS + 1):
+            self.stats.add(requests=1)
+            response = session.get(
+                url, params=parameters, headers=headers, stream=True, allow_redirects=False,
+                timeout=self._timeout_seconds,
+            )  # fmt: skip
+            if response.status_code == 401 and not renewed and self._renew(session, response):
+                response.close()
+                renewed = True
+                continue
+            location = response.headers.get("Location")
+            if response.status_code not in (301, 302, 303, 307, 308) or location is None:
+                return response
+            response.close()
+            target = urljoin(response.url, location)
+            parameters = None
+            if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
+                raise ProtocolError(
+                    f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
+                    url=without_secrets(url), status=response.status_code,
+                )  # fmt: skip
+            if not same_origin(self.base_url, target):
+                session = requests.Session()
+                session.trust_env = False  # no .netrc either
+                session.verify = self._session.verify
+            url = target
+        raise ProtocolError(
+            f"{without_secrets(url)} redirects more than {MAX_REDIRECTS} times.", url=without_secrets(url)
+        )
+
+    def _renew(self, session: requests.Session, response: requests.Response) -> bool:
+        auth = session.auth
+        return isinstance(auth, TokenAuth) and auth.renew(response.request.headers.get("Authorization"))
+
+    def close(self) -> None:
+        """Close this copy's connections; the user's session is theirs."""
+        self._session.close()
+
+
+def _own_session(session: requests.Session, connections: int) -> requests.Session:
+    """Copy a session, subclass and all, with adapters whose pools are its own and large enough.
+
+    The copy leaves the user's session as it is, drops no connections when many threads read, and shares no socket
+    with the process that this one was forked from.
+    """
+    own = object.__new__(type(session))
+    own.__dict__.update(session.__dict__)
+    own.headers = session.headers.copy()
+    own.adapters = OrderedDict((prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items())
+    if own.headers.get("User-Agent", "").startswith("python-requests/"):
+        from wsiweb import __version__  # noqa: PLC0415
+
+        own.headers["User-Agent"] = f"wsiweb/{__version__}"
+    return own
+
+
+def _own_adapter(adapter: Any, connections: int) -> Any:
+    if not isinstance(adapter, HTTPAdapter):
+        return adapter
+    own = object.__new__(type(adapter))
+    own.__dict__.update(adapter.__dict__)
+    own.proxy_manager = {}
+    # init_poolmanager is what subclasses override to bring their own TLS context.
+    own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
+    own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
+    return own
+
+
+def _shut_down(response: requests.Response) -> None:
+    """Wake a thread that waits for the body."""
+    with contextlib.suppress(Exception):
+        response.raw.shutdown()
+
+
+@contextlib.contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Turn every exception of the HTTP libraries into one of ours."""
+    where = without_secrets(url)
+    try:
+        yield
+    except WsiWebError:
+        raise
+    except (requests.exceptions.ConnectTimeout, requests.exceptions.ConnectionError) as error:
+        if isinstance(error, requests.exceptions.SSLError):
+            reason = f"TLS failed: {_root(error)}. Pass verify= or cert= if the service has a certificate of its own"
+        elif isinstance(error, requests.exceptions.ProxyError):
+            reason = "the proxy refused the connection"
+        elif _is_reset(error):
+            raise ProtocolError(f"{where} broke off the connection.", url=where) from error
+        elif isinstance(error, requests.exceptions.ReadTimeout):
+            raise SourceTimeoutError(f"{where} was silent for too long.", url=where) from error
+        else:
+            reason = f"{_root(error)}. Is the address right, and the service running?"
+        raise UnreachableError(f"No connection to {where}: {reason}", url=where) from error
+    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as error:
+        raise SourceTimeoutError(f"{where} was silent for longer than the timeout.", url=where) from error
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.MissingSchema,
+        requests.exceptions.InvalidSchema,
+        urllib3.exceptions.LocationValueError,
+    ) as error:
+        raise SourceError(f"{where} is no URL that can be asked: {error}", url=where) from error
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from error
+
+
+def _is_reset(error: BaseException) -> bool:
+    reason: Any = error.args[0] if error.args else None
+    return isinstance(reason, urllib3.exceptions.ProtocolError)
+
+
+def _root(error: BaseException) -> str:
+    """Say the innermost reason, without the libraries' wrapping."""
+    reason: BaseException = error
+    while True:
+        inner = getattr(reason, "reason", None) or (reason.args[0] if reason.args else None)
+        if not isinstance(inner, BaseException):
+            break
+        reason = inner
+    text = str(reason)
+    return re.sub(r"^<[^>]*>: |^\w+\(.*?\): ", "", text)[:300]
+
+
+def same_origin(first: str, second: str) -> bool:
+    """Whether scheme, host and port are the same."""
+    return _origin(first) == _origin(second)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without user, password and query, for messages and logs."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        netloc = f"{host}:{parts.port}" if parts.port else host
+    except ValueError:
+        return "an unreadable URL"
+    text = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    return text if len(text) <= 400 else f"{text[:300]}...{text[-80:]}"
+
+
+def readable_error(body: bytes) -> str:
+    """Return what a server's error body says, at most 500 characters, for JSON, HTML and text."""
+    from wsiweb.dicomjson import loads  # noqa: PLC0415
+
+    text = body.decode("utf-8", "replace").strip()
+    if text[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):
+            found = loads(body)
+            if isinstance(found, list) and found:
+                found = found[0]
+            if isinstance(found, dict):
+                inner = found.get("error")
+                found = inner if isinstance(inner, dict) else found
+                parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
+                text = " ".join(part for part in parts if isinstance(part, str) and part) or text
+    text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]*>", " ", text)
+    return " ".join(text.split())[:500]

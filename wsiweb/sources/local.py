@@ -1,0 +1,139 @@
+"""Slides in local DICOM Part 10 files, behind the same protocol as a service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
+from wsiweb.sources.base import EncodedFrame
+from wsiweb.sources.part10 import NotDicomError, Part10File
+from wsiweb.stats import ReadStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from wsiweb.sources.base import Cancellation, FrameBatch, JsonDataset
+
+
+class LocalSource:
+    """Frames from files. Reads are positional: any number of threads may share the source.
+
+    Parameters
+    ----------
+    paths
+        Files, or folders that are searched with all folders below.
+    series_uids
+        Series to read; empty takes the only one there is.
+    study_uid
+        Study to read, or None.
+    report
+        Called with each problem that costs a file but not the slide.
+
+    Raises
+    ------
+    SlideNotFoundError
+        No DICOM file is there, or none of that series.
+    """
+
+    remote = False
+
+    def __init__(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        study_uid: str | None,
+        series_uids: tuple[str, ...],
+        report: Callable[[str], None],
+    ) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._study_uid = study_uid
+        self._series_uids = series_uids
+        self._report = report
+        self._files: dict[str, Part10File] = {}
+        self.stats = ReadStats()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_report", "stats")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, stats=ReadStats())
+
+    def metadata(self) -> list[JsonDataset]:
+        """Return one dataset for each instance of the series; a copy of an instance counts once."""
+        datasets: list[JsonDataset] = []
+        seen = 0
+        for path, named in self._candidates():
+            try:
+                file = Part10File(path)
+                dataset = file.json_dataset()
+            except NotDicomError as error:
+                if named:
+                    raise SlideNotFoundError(f"{path} is no DICOM file ({error}).") from error
+                continue
+            except MetadataError as error:
+                if named:
+                    raise
+                self._report(str(error))
+                continue
+            seen += 1
+            if self._belongs(dataset) and file.instance_uid not in self._files:
+                self._files[file.instance_uid] = file
+                datasets.append(dataset)
+            else:
+                file.close()
+        if not datasets:
+            where = ", ".join(map(str, self._paths))
+            what = f"{seen} DICOM files, but none of the series asked for" if seen else "no DICOM file"
+            raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.")
+        return datasets
+
+    def _candidates(self) -> Iterator[tuple[Path, bool]]:
+        """Yield files, and whether the user named each."""
+        for path in self._paths:
+            if path.is_dir():
+                for folder, subfolders, names in os.walk(path):
+                    subfolders.sort()
+                    for name in sorted(names):
+                        if not name.startswith("."):
+                            yield Path(folder, name), False
+            elif path.exists():
+                yield path, True
+            else:
+                raise SlideNotFoundError(f"{path} does not exist.")
+
+    def _belongs(self, dataset: JsonDataset) -> bool:
+        study, series = (_uid(dataset, tag) for tag in ("0020000D", "0020000E"))
+        return (self._study_uid is None or study == self._study_uid) and (
+            not self._series_uids or series in self._series_uids
+        )
+
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+        """Read the frames of the batch, in order."""
+        file = self._file(batch.address.instance_uid)
+        for frame_number in batch.frame_numbers:
+            if cancellation.cancelled:
+                return
+            data = file.read_frame(frame_number - 1)
+            yield EncodedFrame(frame_number, data, transfer_syntax_uid=file.transfer_syntax_uid)
+
+    def _file(self, instance_uid: str) -> Part10File:
+        try:
+            return self._files[instance_uid]
+        except KeyError:
+            raise SourceError(f"Instance {instance_uid} is in none of the files that were opened.") from None
+
+    def fetch_bulk(self, uri: str) -> bytes:
+        """Local metadata carry their values inline."""
+        raise SourceError(f"Bulk data of local files are not fetched from elsewhere ({uri:.200}).")
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _uid(dataset: JsonDataset, tag: str) -> str | None:
+    values = dataset.get(tag, {}).get("Value") or [None]
+    return values[0] if isinstance(values[0], str) else None

@@ -1,0 +1,149 @@
+"""An incremental parser for ``multipart/related`` answers (RFC 2046 5.1, PS3.18 8.6.1.2). No I/O.
+
+Each part is handed out as soon as it is whole, so that decoding begins while the rest is on its way. What real servers
+send is taken: headers that end in LF, padding after a boundary, no Content-Length, one that lies, no boundary parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wsiweb.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_HEADER_BYTES = 16_384
+MAX_PREAMBLE_BYTES = 65_536
+MAX_PART_BYTES = 1 << 30
+_PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One body part."""
+
+    headers: dict[str, str]
+    """By lower-case name."""
+    data: bytes
+
+
+def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
+    """Split a Content-Type into the lower-case media type and its parameters, quotes taken off.
+
+    A ``;`` within quotes separates nothing: Orthanc writes ``type="image/jpeg; transfer-syntax=..."``.
+    """
+    media_type, _, rest = value.partition(";")
+    parameters = {}
+    for name, text in _PARAMETER.findall(";" + rest):
+        text = text.strip()
+        parameters[name.lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+    return media_type.strip().lower(), parameters
+
+
+class MultipartParser:
+    """Feed it bytes, take parts; ``finished`` tells whether the closing delimiter was seen.
+
+    Parameters
+    ----------
+    boundary
+        The parameter of Content-Type; None takes the first line that begins with two hyphens.
+
+    Raises
+    ------
+    ProtocolError
+        From ``feed``: the bytes are no multipart body, or a part exceeds the bounds.
+    """
+
+    def __init__(self, boundary: str | None) -> None:
+        self._delimiter = None if boundary is None else b"--" + boundary.encode("latin-1", "replace")
+        self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
+        self._state = self._preamble
+        self._headers: dict[str, str] = {}
+        self._scanned = 0
+        self.finished = False
+
+    def feed(self, data: bytes) -> Iterator[Part]:
+        """Take the next bytes of the body and yield the parts that they complete."""
+        if self.finished:
+            return  # an epilogue means nothing
+        self._buffer += data
+        while not self.finished:
+            before = self._state
+            part = self._state()
+            if part is not None:
+                yield part
+            elif self._state == before:
+                return
+
+    def _preamble(self) -> None:
+        if self._delimiter is None:
+            match = re.search(rb"\n(--[^\r\n]+)[ \t]*\r?\n", self._buffer)
+            if match is not None:
+                self._delimiter = match[1].rstrip()
+        start = -1 if self._delimiter is None else self._buffer.find(b"\n" + self._delimiter)
+        if start < 0 or self._delimiter is None:
+            if len(self._buffer) > MAX_PREAMBLE_BYTES:
+                raise ProtocolError("The answer claims to be multipart, but no boundary is in it.")
+            return
+        del self._buffer[: start + 1 + len(self._delimiter)]
+        self._state = self._after_delimiter
+
+    def _after_delimiter(self) -> None:
+        """Two hyphens close the body; otherwise the rest of the line is padding."""
+        if self._buffer[:2] == b"--":
+            self.finished = True
+            return
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            if len(self._buffer) > MAX_HEADER_BYTES:
+                raise ProtocolError("A boundary line of the answer does not end.")
+            return
+        # The line break stays: it may be the blank line's half, where a part has no headers.
+        del self._buffer[: max(end - 1, 0) if self._buffer[end - 1 : end] == b"\r" else end]
+        self._state = self._part_headers
+
+    def _part_headers(self) -> None:
+        match = _HEADER_END.search(self._buffer, 0, MAX_HEADER_BYTES)
+        if match is None:
+            if len(self._buffer) > MAX_HEADER_BYTES:
+                raise ProtocolError("The headers of a part of the answer do not end.")
+            return
+        lines = bytes(self._buffer[: match.start()]).decode("latin-1").splitlines()
+        pairs = (line.partition(":") for line in lines if ":" in line)
+        self._headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        del self._buffer[: match.end()]
+        self._scanned = 0
+        self._state = self._body
+
+    def _body(self) -> Part | None:
+        """Find the delimiter that ends the part: where Content-Length says, else by search."""
+        assert self._delimiter is not None  # noqa: S101  (the preamble set it)
+        marker = b"\n" + self._delimiter
+        length = self._headers.get("content-length", "")
+        if self._scanned == 0 and length.isdecimal() and int(length) <= MAX_PART_BYTES:
+            end = int(length)
+            if len(self._buffer) < end + 2 + len(marker):
+                # Cut bodies end here; a length that lies is seen by the delimiter inside.
+                if len(self._buffer) >= end or self._buffer.find(marker, max(0, len(self._buffer) - 65_536)) < 0:
+                    return None
+            elif self._buffer.startswith((b"\r" + marker, marker), end):
+                return self._take(end, self._buffer.index(marker, end))
+        found = self._buffer.find(marker, max(self._scanned - len(marker), 0))
+        if found < 0:
+            self._scanned = len(self._buffer)
+            if self._scanned > MAX_PART_BYTES:
+                raise ProtocolError(f"A part of the answer is larger than {MAX_PART_BYTES:,} bytes.")
+            return None
+        end = found - 1 if self._buffer[found - 1 : found] == b"\r" else found
+        return self._take(end, found)
+
+    def _take(self, end: int, delimiter: int) -> Part:
+        assert self._delimiter is not None  # noqa: S101
+        part = Part(self._headers, bytes(memoryview(self._buffer)[:end]))
+        del self._buffer[: delimiter + 1 + len(self._delimiter)]
+        self._state = self._after_delimiter
+        return part

@@ -1,0 +1,177 @@
+"""What to do when a service does not deliver: a table of statuses, backoff, and one gate for a service. No I/O."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import enum
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wsiweb.errors import QuotaExceededError, SourceError, ThrottledError
+
+if TYPE_CHECKING:
+    from wsiweb.sources.base import Cancellation
+    from wsiweb.sources.http import Answer
+
+BACKOFF_BASE_SECONDS = 0.5
+BACKOFF_CAP_SECONDS = 30.0
+MAX_RETRY_AFTER_SECONDS = 60.0
+"""A longer Retry-After is the caller's to decide on."""
+
+
+class Action(enum.Enum):
+    """What a status asks for."""
+
+    ACCEPT = enum.auto()
+    """Read the body."""
+    RETRY = enum.auto()
+    """The same again, later."""
+    NEGOTIATE = enum.auto()
+    """The same with another Accept."""
+    SPLIT = enum.auto()
+    """Fewer frames at once; one alone is refused for good."""
+    REFUSED = enum.auto()
+    """Bad credentials."""
+    ABSENT = enum.auto()
+    """There is no such thing."""
+    FAIL = enum.auto()
+    """Asking again would change nothing."""
+
+
+_ACTIONS = {
+    **dict.fromkeys((200, 206), Action.ACCEPT),
+    **dict.fromkeys((401, 403), Action.REFUSED),
+    **dict.fromkeys((204, 404, 410), Action.ABSENT),
+    **dict.fromkeys((406, 415, 501), Action.NEGOTIATE),
+    **dict.fromkeys((408, 424, 425, 429, 500, 502, 503, 504, 507), Action.RETRY),
+    **dict.fromkeys((400, 413, 414, 431), Action.SPLIT),
+}
+THROTTLING = frozenset({429, 503})
+
+
+def action_for(status: int) -> Action:
+    """Look up what a status asks for (PS3.18 8.5, Table 10.4.3)."""
+    return _ACTIONS.get(status, Action.FAIL)
+
+
+def backoff_seconds(failures: int) -> float:
+    """Return how long to wait after so many failures: exponential with full jitter."""
+    return random.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0**failures))  # noqa: S311
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Read a Retry-After header, seconds or an HTTP date (RFC 9110 10.2.3); None where absent or senseless."""
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max((moment - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
+
+
+class Gate:
+    """Holds back all threads of a service while it asks for patience, so that they do not each ask in turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opens_at = 0.0
+
+    def shut_for(self, seconds: float) -> None:
+        """Let nobody pass for so long."""
+        with self._lock:
+            self._opens_at = max(self._opens_at, time.monotonic() + seconds)
+
+    def wait(self, cancellation: Cancellation) -> bool:
+        """Wait until the gate is open; False when cancelled meanwhile."""
+        while not cancellation.cancelled:
+            with self._lock:
+                left = self._opens_at - time.monotonic()
+            if left <= 0:
+                return True
+            cancellation.sleep(left)
+        return False
+
+
+class RefusedError(Exception):
+    """An answer whose status is no success; never leaves the sources."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status = answer.status
+        self.url = answer.url
+        self.retry_after = retry_after_seconds(answer.headers.get("retry-after"))
+        self.html = answer.content_type.lower().startswith("text/html")
+        self.said = answer.error_text()
+        super().__init__(f"{self.url} answered {self.status}{f' ({self.said})' if self.said else ''}")
+
+    @property
+    def action(self) -> Action:
+        """What the status asks for."""
+        return action_for(self.status)
+
+    @property
+    def quota(self) -> bool:
+        """Whether a 429 means a quota that is used up, and not a moment's throttling (IDC's proxy says so in HTML)."""
+        said = self.said.lower()
+        return self.status == 429 and self.html and ("quota" in said or "midnight" in said)
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long to go on with one request that fails: waits between attempts, or raises what it was in the end."""
+
+    what: str
+    """What is being asked for, for messages."""
+    max_attempts: int
+    gate: Gate
+    frame_numbers: tuple[int, ...] = ()
+    failures: int = 0
+
+    def seconds_after(self, error: SourceError | RefusedError) -> float:
+        """Return how long to wait before the next attempt.
+
+        Raises
+        ------
+        SourceError
+            There shall be none: the last attempt failed, or waiting is useless.
+        """
+        self.failures += 1
+        status = error.status if isinstance(error, RefusedError) else None
+        asked = error.retry_after if isinstance(error, RefusedError) else None
+        if isinstance(error, RefusedError) and error.quota:
+            raise QuotaExceededError(
+                f"{error.url} says that a quota is used up: {error.said}. It resets at midnight UTC; until then read "
+                f"from another service or local files.",
+                url=error.url, status=status, frame_numbers=self.frame_numbers,
+            ) from error  # fmt: skip
+        if self.failures >= self.max_attempts or (asked is not None and asked > MAX_RETRY_AFTER_SECONDS):
+            raise self._final(error, asked) from error
+        wait = backoff_seconds(self.failures - 1) if asked is None else asked
+        if status in THROTTLING:
+            self.gate.shut_for(wait)
+        return wait
+
+    def _final(self, error: SourceError | RefusedError, asked: float | None) -> SourceError:
+        if isinstance(error, RefusedError):
+            kind = ThrottledError if error.status == 429 or asked is not None else SourceError
+            patience = f" and asks to wait {asked:.0f} s" if asked is not None else ""
+            message = f"{error}{patience}"
+            url: str | None = error.url
+            status: int | None = error.status
+        else:
+            kind, message, url, status = type(error), str(error).rstrip("."), error.url, error.status
+        attempts = f"{self.failures} attempt{'s' if self.failures > 1 else ''}"
+        return kind(
+            f"{self.what} could not be had in {attempts}: {message}. Try again later, or raise "
+            f"ReadOptions.max_attempts.",
+            url=url, status=status, frame_numbers=self.frame_numbers,
+        )  # fmt: skip
