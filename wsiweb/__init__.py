@@ -1,9 +1,9 @@
 """Read whole-slide images over DICOMweb: regions, patches and PNGs as numpy arrays, without downloading the slide.
 
-    from wsiweb import Slide
+from wsiweb import Slide
 
-    with Slide.open("https://host/dicomWeb/studies/1.2/series/3.4") as slide:
-        region = slide.read_region(0, x=10_000, y=8_000, w=1024, h=1024)
+with Slide.open("https://host/dicomWeb/studies/1.2/series/3.4") as slide:
+    region = slide.read_region(0, x=10_000, y=8_000, w=1024, h=1024)
 """
 
 from __future__ import annotations

@@ -29,9 +29,7 @@ class Batch:
     """0-based, ascending."""
 
 
-def batch_frames(
-    keys: Iterable[FrameKey], *, connections: int, frames_per_request: int | None
-) -> list[Batch]:
+def batch_frames(keys: Iterable[FrameKey], *, connections: int, frames_per_request: int | None) -> list[Batch]:
     """Group frames by instance, ascending, spread over the connections.
 
     Parameters

@@ -15,6 +15,9 @@ Key = TypeVar("Key", bound="Hashable")
 Value = TypeVar("Value")
 
 
+class AbandonedError(Exception):
+    """Who was to produce a value has been stopped: whoever still waits for it claims it anew."""
+
 
 class ByteCache(Generic[Key, Value]):
     """A thread-safe LRU cache with a budget in bytes. Values larger than the budget are not kept."""
@@ -82,10 +85,11 @@ class SingleFlightCache(Generic[Key, Value]):
                     waiting.append(listener)
         return Claim(hits, ours)
 
-    def resolve(self, key: Key, value: Value) -> None:
-        """Deliver a value to all who wait for it, and keep it."""
+    def resolve(self, key: Key, value: Value, *, keep: bool) -> None:
+        """Deliver a value to all who wait for it, and keep it if so asked."""
         with self._lock:
-            self._values.put(key, value)
+            if keep:
+                self._values.put(key, value)
             listeners = self._listeners.pop(key, [])
         for listener in listeners:
             listener(key, value, None)

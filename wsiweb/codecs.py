@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.codestream import Coding, Codestream, complete, inspect
+from wsiweb.codestream import Codestream, Coding, complete, inspect
 from wsiweb.colour import ybr_full_to_rgb
 from wsiweb.errors import DecodeError, UnsupportedError
 
@@ -99,7 +99,7 @@ def _raw_length(pixels: PixelFormat) -> int:
 
 
 def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exception:
-    if syntax is not None and syntax not in NATIVE and not data[:2] == b"\xff\xd8":
+    if syntax is not None and syntax not in NATIVE and data[:2] != b"\xff\xd8":
         from wsiweb.transfer_syntaxes import name, readable  # noqa: PLC0415
 
         if not readable(syntax):
@@ -126,32 +126,41 @@ def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible
 
 
 def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixels:
+    """Call the decoder for the coding, and undo a colour transform that it leaves in."""
     import imagecodecs  # noqa: PLC0415  (its decoders load slowly)
 
+    image: Pixels
     declared_ybr = pixels.photometric.startswith("YBR")
     match stream.coding:
         case Coding.JPEG if stream.components == 3:
             transformed = stream.colour_transformed
-            if transformed is None:
+            if transformed is None or pixels.photometric_forced:
                 transformed = pixels.photometric != "RGB"
-            return imagecodecs.jpeg8_decode(
-                data, colorspace="YCBCR" if transformed else "RGB", outcolorspace="RGB"
-            )
+            image = imagecodecs.jpeg8_decode(data, colorspace="YCBCR" if transformed else "RGB", outcolorspace="RGB")
+            transformed = False
         case Coding.JPEG:
-            return imagecodecs.jpeg8_decode(data)
+            image = imagecodecs.jpeg8_decode(data)
+            transformed = False
         case Coding.JPEG_LOSSLESS:
             image = imagecodecs.jpeg8_decode(data)
-            transformed = stream.colour_transformed if stream.colour_transformed is not None else declared_ybr
+            transformed = stream.colour_transformed
+            if transformed is None or pixels.photometric_forced:
+                transformed = declared_ybr
         case Coding.JPEG_LS:
             image = imagecodecs.jpegls_decode(data)
             transformed = declared_ybr
         case Coding.JPEG_2000:
             image = imagecodecs.jpeg2k_decode(data)
             # With the multiple component transform the decoder has already returned RGB, whatever is declared.
-            transformed = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and not stream.colour_transformed
+            transformed = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and (
+                not stream.colour_transformed or pixels.photometric_forced
+            )
         case Coding.JPEG_XL:
-            return imagecodecs.jpegxl_decode(data)
-    return ybr_full_to_rgb(image) if transformed and image.ndim == 3 and image.dtype == np.uint8 else image
+            image = imagecodecs.jpegxl_decode(data)
+            transformed = False
+    if transformed and image.ndim == 3 and image.dtype == np.uint8:
+        return ybr_full_to_rgb(image)
+    return image
 
 
 def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
@@ -161,7 +170,7 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
     try:
         planes = np.frombuffer(imagecodecs.dicomrle_decode(data, dtype), dtype)
         image = planes.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns)
-    except Exception as error:  # noqa: BLE001  (imagecodecs' own classes, and the shape of what came out)
+    except Exception as error:  # imagecodecs' own classes, and the shape of what came out
         raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
     if pixels.samples_per_pixel == 1:
         return image[0]
@@ -209,7 +218,7 @@ def _finish(image: Pixels, pixels: PixelFormat, visible: tuple[int, int]) -> Pix
     if image.ndim != 2:
         raise DecodeError(f"The frame has {image.shape[2]} components, where the metadata say it is monochrome.")
     if image.dtype != pixels.dtype:
-        if image.dtype.kind != "u" or image.dtype.itemsize > pixels.dtype.itemsize and image.max() > 255:
+        if image.dtype.kind != "u" or (image.dtype.itemsize > pixels.dtype.itemsize and image.max() > 255):
             raise DecodeError(f"The frame decoded to {image.dtype}, where the metadata say {pixels.dtype}.")
         image = image.astype(pixels.dtype)
     if pixels.photometric == "MONOCHROME1":

@@ -48,4 +48,5 @@ def ybr_full_to_rgb(ybr: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     cb = ybr[..., 1].astype(np.float32) - 128
     cr = ybr[..., 2].astype(np.float32) - 128
     rgb = np.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1)
-    return np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+    return rounded

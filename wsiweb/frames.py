@@ -44,6 +44,8 @@ class TileTable:
         """Return all rows of all tables, in order."""
         if len(tables) == 1:
             return tables[0]
+        if not tables:
+            return TileTable(*(np.empty(0, np.int64) for _ in range(6)))
         names = ("instance_index", "frame_index", "x", "y", "tile_width", "tile_height")
         return TileTable(*(np.concatenate([getattr(table, name) for table in tables]) for name in names))
 
@@ -51,10 +53,10 @@ class TileTable:
 class TileIndex(Protocol):
     """Finds the tiles of one level, optical path and focal plane."""
 
-    tile_width: int
-    tile_height: int
-    overlapping: bool
-    """Whether tiles may overlap, so that the order of drawing matters."""
+    @property
+    def overlapping(self) -> bool:
+        """Whether tiles may overlap, so that the order of drawing matters."""
+        ...
 
     def tiles_in(self, region: Rectangle) -> TileTable:
         """Return the tiles that share a pixel with ``region``, which lies within the level."""
@@ -76,8 +78,9 @@ class Concatenation:
 
     def __post_init__(self) -> None:
         if (self.offsets[1:] < (self.offsets + self.counts)[:-1]).any():
-            raise MetadataError(f"The parts of {self.name} overlap: offsets {self.offsets.tolist()}, "
-                                f"frames {self.counts.tolist()}.")
+            raise MetadataError(
+                f"The parts of {self.name} overlap: offsets {self.offsets.tolist()}, frames {self.counts.tolist()}."
+            )
 
     def locate(self, frame: Integers) -> tuple[Integers, Integers]:
         """Return instance index and frame index of 0-based frames of the whole concatenation.
@@ -152,9 +155,10 @@ class SparseTileIndex:
         self._key = key[order]
         self._rank = order  # the place in drawing order
         self._tiles = _rows(tiles, order)
-        on_grid = not ((tiles.x - tiles.x[:1]) % self.tile_width).any() and not (
-            (tiles.y - tiles.y[:1]) % self.tile_height
-        ).any()
+        on_grid = (
+            not ((tiles.x - tiles.x[:1]) % self.tile_width).any()
+            and not ((tiles.y - tiles.y[:1]) % self.tile_height).any()
+        )
         self.overlapping = not on_grid
 
     def _bucket_key(self, column: Integers, row: Integers) -> Integers:

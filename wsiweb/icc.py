@@ -33,6 +33,13 @@ def _transform(profile: bytes) -> Any:
         raise UnsupportedError(f"The slide's ICC profile cannot be applied: {error}.") from error
 
 
+def srgb_profile() -> bytes:
+    """Return a profile of sRGB, to embed."""
+    from PIL import ImageCms  # noqa: PLC0415
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 def to_srgb(image: npt.NDArray[np.uint8], profile: bytes) -> npt.NDArray[np.uint8]:
     """Convert ``(h, w, 3)`` uint8 from the profile's colours to sRGB, in place."""
     from PIL import Image, ImageCms  # noqa: PLC0415

@@ -96,7 +96,7 @@ class Instance:
     """At least one."""
     number_of_focal_planes: int
     first_plane_um: float
-    """z offset of the first focal plane of a TILED_FULL instance."""
+    """z offset of the first focal plane of a TILED_FULL instance: x and y are in mm there, z in µm."""
     plane_spacing_um: float
     """Distance of its focal planes."""
     positions: FramePositions | None
@@ -177,7 +177,7 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
     per_frame = [] if organization == "TILED_FULL" else attributes.raw_items("PerFrameFunctionalGroupsSequence")
     origin = attributes.first_item("TotalPixelMatrixOriginSequence")
     shared_plane = shared.first_item("PlanePositionSlideSequence")
-    first_plane_mm = _first_known(
+    first_plane_um = _first_known(
         shared_plane.number("ZOffsetInSlideCoordinateSystem"), origin.number("ZOffsetInSlideCoordinateSystem")
     )
     measures = _pixel_measures(shared, attributes, per_frame)
@@ -198,7 +198,7 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         organization=organization,
         optical_paths=_optical_paths(attributes),
         number_of_focal_planes=max(attributes.integer("TotalPixelMatrixFocalPlanes") or 1, 1),
-        first_plane_um=first_plane_mm * 1000,
+        first_plane_um=first_plane_um,
         plane_spacing_um=(measures.number("SpacingBetweenSlices") or 0.0) * 1000,
         positions=_positions(per_frame, shared, number_of_frames),
         pixel_spacing_mm=_pair(measures, "PixelSpacing"),
@@ -277,9 +277,7 @@ def _volume(attributes: Attributes) -> tuple[float, float] | None:
     return (width, height) if width and height and width > 0 and height > 0 else None
 
 
-def _positions(
-    per_frame: list[dict[str, Any]], shared: Attributes, number_of_frames: int
-) -> FramePositions | None:
+def _positions(per_frame: list[dict[str, Any]], shared: Attributes, number_of_frames: int) -> FramePositions | None:
     """Walk the per-frame groups; about a microsecond a frame where they are written as usual."""
     if not per_frame and number_of_frames == 1:
         per_frame = [{}]
@@ -316,9 +314,7 @@ def _positions(
         if path is not None and type(path) is not str:
             path = str(path)
         paths.append(path.strip(" \0") if path else path)
-    return FramePositions(
-        np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64) * 1000, tuple(paths)
-    )
+    return FramePositions(np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64), tuple(paths))
 
 
 def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:

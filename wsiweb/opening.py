@@ -83,8 +83,7 @@ def _local_source(
     from wsiweb.sources.local import LocalSource  # noqa: PLC0415
 
     paths = [
-        unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path
-        for path in paths
+        unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path for path in paths
     ]
     if not paths:
         raise SlideNotFoundError("An empty list of files holds no slide.")
@@ -100,6 +99,7 @@ def _web_source(
 ) -> FrameSource:
     from dicomweb_client import DICOMwebClient  # noqa: PLC0415
     from requests import Session  # noqa: PLC0415
+    from requests.structures import CaseInsensitiveDict  # noqa: PLC0415
 
     from wsiweb.sources.http import TokenAuth  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def _web_source(
     if connection.session is not None:  # not ours to change
         session = object.__new__(type(connection.session))
         session.__dict__.update(connection.session.__dict__)
-        session.headers = connection.session.headers.copy()
+        session.headers = CaseInsensitiveDict(connection.session.headers)
     if user_password is not None:
         session.auth = user_password
     if connection.auth is not None:
@@ -177,8 +177,7 @@ def _client_source(
 
     if not callable(getattr(client, "retrieve_instance_frames", None)):
         raise SlideNotFoundError(
-            f"A slide is opened by a URL, a path, a list of paths or a DICOMweb client, not by "
-            f"{type(client).__name__}."
+            f"A slide is opened by a URL, a path, a list of paths or a DICOMweb client, not by {type(client).__name__}."
         )
     if connection != Connection():
         raise ValueError(
@@ -205,9 +204,7 @@ def _service_source(
     from wsiweb.sources.http import Service  # noqa: PLC0415
     from wsiweb.sources.web import WebSource  # noqa: PLC0415
 
-    service = Service(
-        client, connections=options.max_connections, timeout_seconds=options.timeout_seconds
-    )
+    service = Service(client, connections=options.max_connections, timeout_seconds=options.timeout_seconds)
     source = WebSource(service, study_uid or "", series_uids, options)
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(
@@ -273,8 +270,6 @@ def _inventory(datasets: Sequence[JsonDataset]) -> str:
     kinds: dict[str, int] = {}
     for dataset in datasets:
         attributes = Attributes(dataset)
-        kind = " ".join(
-            filter(None, (attributes.string("Modality"), "\\".join(attributes.strings("ImageType"))))
-        )
+        kind = " ".join(filter(None, (attributes.string("Modality"), "\\".join(attributes.strings("ImageType")))))
         kinds[kind or "unknown"] = kinds.get(kind or "unknown", 0) + 1
     return ", ".join(f"{count} instance{'s' if count > 1 else ''} of {kind}" for kind, count in kinds.items())

@@ -64,8 +64,8 @@ class ReadOptions:
                 continue
             low, high = ranges[field.name]
             whole = not field.name.endswith("_seconds")
-            kinds: tuple[type, ...] = (int,) if whole else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not number or not low <= float(value) <= high:
                 kind = "an integer" if whole else "a number"
                 raise ValueError(f"{field.name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,10 +13,13 @@ from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import numpy.typing as npt
 
+    from wsiweb.regions import Region
     from wsiweb.resolution import View
-    from wsiweb.slide import Region, Slide
+    from wsiweb.slide import Slide
 
     Integers = npt.NDArray[np.int64]
 
@@ -66,7 +68,7 @@ class PatchBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PatchPlan(Sequence[Patch]):
+class PatchPlan:
     """Where patches are: data until read. ``plan[10]`` reads a patch, ``plan[10:20]`` is a plan.
 
     Iterating, and ``batches``, fetch and decode ahead of the consumer within ``ReadOptions.readahead_bytes``.
@@ -162,7 +164,7 @@ class PatchPlan(Sequence[Patch]):
     def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> Iterator[npt.NDArray[Any]]:
         w, h = self.size
         regions = (Rectangle(x, y, w, h) for x, y in zip(self.x.tolist(), self.y.tolist(), strict=True))
-        return self.slide._read(self.view, regions, None, None, None, outs)  # noqa: SLF001
+        return self.slide._read(self.view, regions, None, None, None, outs, check=False)  # noqa: SLF001
 
     def __repr__(self) -> str:
         resolution = f"{self.mpp[0]:g} µm/px" if self.mpp else f"level {self.level}"
@@ -190,9 +192,6 @@ def plan_patches(
         columns.append(np.tile(xs, len(ys)))
         rows.append(np.repeat(ys, len(xs)))
     x, y = np.concatenate(columns), np.concatenate(rows)
-    # A patch wholly outside of the level shows nothing.
-    touching = (x < view.width) & (y < view.height) & (x + size[0] > 0) & (y + size[1] > 0)
-    x, y = x[touching], y[touching]
     return PatchPlan(slide, view, size, x, y, np.arange(len(x), dtype=np.int64))
 
 
@@ -241,4 +240,5 @@ def _areas(view: View, roi: Region | Sequence[Region] | None) -> list[Rectangle]
 
 
 def _to_base(positions: Integers, scale: float) -> Integers:
-    return np.rint(positions * scale).astype(np.int64)
+    rounded: Integers = np.rint(positions * scale).astype(np.int64)
+    return rounded

@@ -17,8 +17,6 @@ from wsiweb.frames import TileTable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
-
     from wsiweb.geometry import Rectangle
     from wsiweb.pyramid import Channel, Level
 
@@ -70,8 +68,8 @@ class ReadPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def check_region(level: Level, region: Rectangle, *, itemsize: int, max_region_bytes: int) -> None:
-    """Refuse a region that is empty, off the level or too large.
+def check_region(region: Rectangle, bounds: Rectangle, *, where: str, itemsize: int, max_region_bytes: int) -> None:
+    """Refuse a region that is empty, outside of ``bounds`` or too large; ``where`` names what has the bounds.
 
     Raises
     ------
@@ -80,14 +78,12 @@ def check_region(level: Level, region: Rectangle, *, itemsize: int, max_region_b
     """
     if region.w <= 0 or region.h <= 0:
         raise RegionError(f"A region has at least one pixel; {region.w} x {region.h} was asked for.")
-    if region.intersection(level.bounds).empty:
-        raise RegionError(
-            f"Level {level.index} has {level.width} x {level.height} pixels; the region {region} lies outside."
-        )
+    if region.intersection(bounds).empty:
+        raise RegionError(f"{where} has {bounds.w} x {bounds.h} pixels; the region {region} lies outside.")
     needed = region.w * region.h * itemsize
     if needed > max_region_bytes:
         raise RegionError(
-            f"The region {region} of level {level.index} would need {needed:,} bytes; max_region_bytes is "
+            f"The region {region} of {where.lower()} would need {needed:,} bytes; max_region_bytes is "
             f"{max_region_bytes:,}. Read it in parts, take a coarser level, or raise ReadOptions.max_region_bytes."
         )
 
@@ -102,7 +98,7 @@ def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, s
     channels
         The one to read; several where ``stacked``.
     region
-        In pixels of the level; touches it.
+        In pixels of the level.
     stacked
         Whether each (monochrome) channel becomes one index of the last axis.
 
@@ -112,7 +108,7 @@ def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, s
         A frame that the region needs is in none of the slide's instances.
     """
     inside = region.intersection(level.bounds)
-    tables = [[index.tiles_in(inside) for index in channel.tiles] for channel in channels]
+    tables = [[index.tiles_in(inside) for index in channel.tiles] for channel in channels if not inside.empty]
     flat = [table for group in tables for table in group]
     tiles = TileTable.concatenate(flat)
     x0 = np.maximum(tiles.x, inside.x)

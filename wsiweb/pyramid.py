@@ -154,9 +154,7 @@ def build_pyramids(
     if not pyramids:
         raise MetadataError(" ".join(problems) or "There is no VOLUME image.")
     # The contract's default: the largest level 0, without extended depth of field first, then the lowest UID.
-    pyramids.sort(
-        key=lambda p: (-p.levels[0].width * p.levels[0].height, p.extended_depth_of_field, p.uid or "")
-    )
+    pyramids.sort(key=lambda p: (-p.levels[0].width * p.levels[0].height, p.extended_depth_of_field, p.uid or ""))
     return tuple(pyramids)
 
 
@@ -204,9 +202,7 @@ class _Image:
         tiles = _sparse_channels(parts, members) if sparse else _full_channels(parts, members)
         pixels = lead.pixels
         background = _background(lead)
-        channels = {
-            key: Channel((index,), pixels.colour, pixels.dtype, background) for key, index in tiles.items()
-        }
+        channels = {key: Channel((index,), pixels.colour, pixels.dtype, background) for key, index in tiles.items()}
         return cls(lead, channels)
 
 
@@ -235,7 +231,7 @@ def _full_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str,
         counts=np.array([part.number_of_frames for part in parts], np.int64),
         name=name,
     )
-    return {
+    indexes: dict[tuple[str, float], TileIndex] = {
         (path.identifier, _plane_key(lead.first_plane_um + plane * lead.plane_spacing_um)): FullTileIndex(
             tile_width=pixels.columns,
             tile_height=pixels.rows,
@@ -246,6 +242,7 @@ def _full_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str,
         for path_position, path in enumerate(lead.optical_paths)
         for plane in range(planes)
     }
+    return indexes
 
 
 def _sparse_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str, float], TileIndex]:
@@ -262,8 +259,8 @@ def _sparse_channels(parts: list[Instance], members: list[int]) -> dict[tuple[st
             for path, plane in zip(positions.optical_path, planes.tolist(), strict=True)
         ]
         of_key: defaultdict[tuple[str, float], list[int]] = defaultdict(list)
-        for frame_index, key in enumerate(keys):
-            of_key[key].append(frame_index)
+        for position, key in enumerate(keys):
+            of_key[key].append(position)
         for key, indices in of_key.items():
             frame_index = np.array(indices, np.int64)
             count = len(indices)
@@ -277,9 +274,7 @@ def _sparse_channels(parts: list[Instance], members: list[int]) -> dict[tuple[st
                     tile_height=np.full(count, lead.pixels.rows),
                 )
             )
-    return {
-        key: SparseTileIndex(TileTable.concatenate(tables), lead.matrix_width) for key, tables in rows.items()
-    }
+    return {key: SparseTileIndex(TileTable.concatenate(tables), lead.matrix_width) for key, tables in rows.items()}
 
 
 def _plane_key(plane_um: float) -> float:
@@ -302,7 +297,8 @@ def _pyramid(images: list[_Image], mpp: tuple[float, float] | None) -> Pyramid:
     sizes = sorted(by_size, key=lambda size: (-size[0] * size[1], -size[0]))
     base = by_size[sizes[0]][0].lead
     base_mpp = mpp or next((image.lead.mpp for image in by_size[sizes[0]] if image.lead.mpp), None)
-    levels, channels = [], {}
+    levels: list[Level] = []
+    channels: dict[tuple[int, str, float], Channel] = {}
     paths: dict[str, None] = {}
     for index, size in enumerate(sizes):
         group = by_size[size]
@@ -324,7 +320,11 @@ def _pyramid(images: list[_Image], mpp: tuple[float, float] | None) -> Pyramid:
 
 
 def _level_mpp(
-    group: list[_Image], base: Instance, base_mpp: tuple[float, float] | None, *, stated: tuple[float, float] | None
+    group: list[_Image],
+    base: Instance,
+    base_mpp: tuple[float, float] | None,
+    *,
+    stated: tuple[float, float] | None,
 ) -> tuple[float, float] | None:
     own = next((image.lead.mpp for image in group if image.lead.mpp), None)
     if own is not None and stated is None:
@@ -339,9 +339,7 @@ def _level_mpp(
     return base_mpp[0] * ratio[0], base_mpp[1] * ratio[1]
 
 
-def _level(
-    group: list[_Image], *, index: int, base: Instance | None, mpp: tuple[float, float] | None
-) -> Level:
+def _level(group: list[_Image], *, index: int, base: Instance | None, mpp: tuple[float, float] | None) -> Level:
     lead = group[0].lead
     width, height = lead.matrix_width, lead.matrix_height
     base = lead if base is None else base

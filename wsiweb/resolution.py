@@ -43,6 +43,13 @@ class View:
         return Rectangle(0, 0, self.width, self.height)
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        if not self.resampled:
+            return f"Level {self.level.index}"
+        return f"The slide at {self.mpp[0]:g} µm a pixel" if self.mpp else "The reduced slide"
+
+    @property
     def resampled(self) -> bool:
         """Whether pixels differ from the level's."""
         return self.scale != (1.0, 1.0)
@@ -58,19 +65,21 @@ class View:
         if not self.resampled:
             return region
         inside = region.intersection(self.bounds)
+        if inside.empty:
+            return inside
         (sx, sy), margin = self.scale, int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
         x, y = math.floor(inside.x * sx + _ROUNDING) - margin, math.floor(inside.y * sy + _ROUNDING) - margin
         right = math.ceil(inside.right * sx - _ROUNDING) + margin
         bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
         return Rectangle(x, y, max(right - x, 1), max(bottom - y, 1)).intersection(self.level.bounds)
 
-    def resample(
-        self, pixels: npt.NDArray[Any], region: Rectangle, background: tuple[int, ...]
-    ) -> npt.NDArray[Any]:
+    def resample(self, pixels: npt.NDArray[Any], region: Rectangle, background: tuple[int, ...]) -> npt.NDArray[Any]:
         """Make a region of the view from the pixels of ``source_of(region)``."""
         if not self.resampled:
             return pixels
         source, inside = self.source_of(region), region.intersection(self.bounds)
+        if inside.empty:
+            return _filled((region.h, region.w, *pixels.shape[2:]), pixels.dtype, background)
         work = enlarge_bilinear if min(self.scale) < 1 - TOLERANCE else reduce_area
         image = work(
             pixels,
@@ -80,11 +89,16 @@ class View:
         )
         if inside == region:
             return image
-        whole = np.empty((region.h, region.w, *image.shape[2:]), image.dtype)
-        whole[...] = background if whole.ndim == 3 else background[0]
+        whole = _filled((region.h, region.w, *image.shape[2:]), image.dtype, background)
         dx, dy = inside.x - region.x, inside.y - region.y
         whole[dy : dy + inside.h, dx : dx + inside.w] = image
         return whole
+
+
+def _filled(shape: tuple[int, ...], dtype: np.dtype[Any], background: tuple[int, ...]) -> npt.NDArray[Any]:
+    whole = np.empty(shape, dtype)
+    whole[...] = background if whole.ndim == 3 else background[0]
+    return whole
 
 
 def view_of_level(level: Level) -> View:
@@ -147,9 +161,7 @@ def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
     """Return the coarsest level at least as fine as ``mpp`` in both axes, within 1 %; level 0 where none is."""
     _check_positive(mpp, "mpp")
     _mpp(levels[0])
-    fine = [
-        level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + TOLERANCE + 1e-9)
-    ]
+    fine = [level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + TOLERANCE + 1e-9)]
     return fine[-1] if fine else levels[0]
 
 

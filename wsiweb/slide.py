@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import operator
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from wsiweb import icc as icc_profiles
 from wsiweb import opening, resolution
-from wsiweb.errors import MetadataError, RegionError
+from wsiweb.errors import MetadataError, RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.options import ReadOptions
-from wsiweb.plan import check_region, plan_read
+from wsiweb.plan import check_region
 from wsiweb.properties import properties_of
 from wsiweb.pyramid import Level, Pyramid, build_pyramids, single_image
 from wsiweb.reader import Reader
+from wsiweb.regions import Region, integer, read_views, rectangle
 from wsiweb.resolution import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     import numpy.typing as npt
     import requests
     from requests.auth import AuthBase
 
-    from wsiweb.metadata import BinaryValue, Instance
+    from wsiweb.dicomjson import BinaryValue
+    from wsiweb.metadata import Instance
     from wsiweb.patches import PatchPlan
     from wsiweb.pyramid import Channel
     from wsiweb.sources.base import FrameSource
     from wsiweb.stats import ReadStats
 
     Pixels = npt.NDArray[Any]
-
-Region = tuple[int, int, int, int]
-"""(x, y, w, h)."""
-_BAND_BYTES = 32 << 20
-"""Of a level's pixels held at once while a region is resampled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,9 +57,7 @@ class Slide:
     metadata again.
     """
 
-    def __init__(
-        self, content: _Content, source: FrameSource, options: ReadOptions, pyramid: int
-    ) -> None:
+    def __init__(self, content: _Content, source: FrameSource, options: ReadOptions, pyramid: int) -> None:
         self._content = content
         self._options = options
         self._pyramid_index = pyramid
@@ -188,7 +182,7 @@ class Slide:
 
     @property
     def focal_planes(self) -> tuple[float, ...]:
-        """z offsets of the focal planes in µm, rising; the one nearest the middle is the default."""
+        """Z offsets of the focal planes in µm, rising; the one nearest the middle is the default."""
         return self._pyramid.focal_planes
 
     @property
@@ -340,7 +334,7 @@ class Slide:
         The slide's own THUMBNAIL image serves where it is large enough, else the smallest sufficient level, reduced
         by area weighting.
         """
-        max_size = _integer(max_size, "max_size")
+        max_size = integer(max_size, "max_size")
         if max_size < 1:
             raise RegionError(f"max_size is at least 1, not {max_size}.")
         base = self.levels[0]
@@ -348,11 +342,8 @@ class Slide:
         width, height = (max(round(side * factor), 1) for side in base.size)
         level, channel = self._thumbnail_level(width, height)
         scale = level.width / width, level.height / height
-        if scale == (1.0, 1.0):
-            view = resolution.view_of_level(level)
-        else:
-            view = View(level, width, height, scale, None)
-        return next(self._read_view(view, [view.bounds], [channel], stacked=False))
+        view = View(level, width, height, scale, None)
+        return next(read_views(self._running(), view, [view.bounds], [channel], stacked=False))
 
     def _thumbnail_level(self, width: int, height: int) -> tuple[Level, Channel]:
         """Return the smallest image of the whole slide that has at least so many pixels."""
@@ -463,24 +454,35 @@ class Slide:
         from wsiweb.export import export_png  # noqa: PLC0415
 
         level = self._level(level)
-        x, y = _integer(x, "x"), _integer(y, "y")
+        x, y = integer(x, "x"), integer(y, "y")
         region = Rectangle(
             x,
             y,
-            level.width - x if w is None else _integer(w, "w"),
-            level.height - y if h is None else _integer(h, "h"),
+            level.width - x if w is None else integer(w, "w"),
+            level.height - y if h is None else integer(h, "h"),
         )
+        _check_icc(icc)
+        channels, _ = self._channels(level, optical_path, focal_plane)
+        reader = self._running()
+        reader.check_open()
         export_png(
-            self, path, level, region, compression=compression, optical_path=optical_path, focal_plane=focal_plane,
-            icc=icc, progress=progress,
-        )  # fmt: skip
+            reader,
+            path,
+            level,
+            region,
+            channels,
+            compression=compression,
+            profile=self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path),
+            to_srgb=icc == "srgb",
+            progress=progress,
+        )
 
     # How it is done -------------------------------------------------------------------------------
 
     def _level(self, level: int | Level) -> Level:
         if isinstance(level, Level):
             level = level.index
-        index = _integer(level, "level")
+        index = integer(level, "level")
         if not 0 <= index < len(self.levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(self.levels) - 1}.")
         return self.levels[index]
@@ -521,60 +523,22 @@ class Slide:
         icc: str | None,
         outs: Iterable[Pixels] | None = None,
         *,
-        bounded: bool = True,
+        check: bool = True,
     ) -> Iterator[Pixels]:
         """Check everything, then return the iterator that reads."""
-        if icc not in (None, "srgb"):
-            raise ValueError(f'icc is None or "srgb", not {icc!r}.')
+        _check_icc(icc)
         channels, stacked = self._channels(view.level, optical_path, focal_plane)
-        rectangles = [region if isinstance(region, Rectangle) else _rectangle(region) for region in regions]
+        rectangles = [region if isinstance(region, Rectangle) else rectangle(region) for region in regions]
         itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
-        limit = self._options.max_region_bytes if bounded else 1 << 62
-        for rectangle in rectangles:
-            check_region(view, rectangle, itemsize=itemsize, max_region_bytes=limit)
-        profile_path = None
-        if icc == "srgb" and channels[0].colour:
-            profile_path = self.optical_paths[0] if optical_path is None else optical_path
-        self._running().check_open()
-        return self._read_view(view, rectangles, channels, stacked=stacked, outs=outs, profile_path=profile_path)
-
-    def _read_view(
-        self,
-        view: View,
-        regions: list[Rectangle],
-        channels: list[Channel],
-        *,
-        stacked: bool,
-        outs: Iterable[Pixels] | None = None,
-        profile_path: str | None = None,
-    ) -> Iterator[Pixels]:
-        """Read regions of a view in order; a level's own go straight into ``outs``, where given."""
+        limit = self._options.max_region_bytes
+        for wish in rectangles if check else ():
+            check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
         reader = self._running()
-        level = view.level
-        background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
-        targets = iter(outs) if outs is not None else None
-        profile = self._icc_profile(profile_path) if profile_path is not None else None
-        bands = [(region, list(_bands(view, region, level))) for region in regions]
-
-        def plans() -> Iterator[tuple[Any, Pixels | None]]:
-            for region, parts in bands:
-                for part in parts:
-                    target = next(targets) if targets is not None and not view.resampled else None
-                    plan = plan_read(level, channels, view.source_of(part), stacked=stacked)
-                    yield plan, target
-
-        stream = reader.stream(plans())
-        try:
-            for region, parts in bands:
-                pieces = [view.resample(next(stream), part, background) for part in parts]
-                array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-                if targets is not None and view.resampled:
-                    target = next(targets)
-                    target[...] = array
-                    array = target
-                yield icc_profiles.to_srgb(array, profile) if profile else array
-        finally:
-            stream.close()
+        reader.check_open()
+        profile = None
+        if icc == "srgb" and channels[0].colour:
+            profile = self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
+        return read_views(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile)
 
     def _running(self) -> Reader:
         """Return the reader of this process: no lock, pool or socket crosses a fork."""
@@ -594,9 +558,18 @@ class Slide:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
+        source = self._reader.source
+        for name, value in source.credentials.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                raise WsiWebError(
+                    f"This slide cannot be pickled, because its {name}= cannot be ({type(error).__name__}). Pass "
+                    f"something that pickles: a function of a module, say, and no lambda or local function."
+                ) from error
         return {
             "content": self._content,
-            "source": self._reader.source,
+            "source": source,
             "options": self._options,
             "pyramid": self._pyramid_index,
         }
@@ -634,7 +607,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
         position = self._positions[name]
         level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
         view = resolution.view_of_level(level)
-        return next(self._slide._read_view(view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
+        return next(read_views(self._slide._running(), view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
@@ -671,6 +644,11 @@ def _chosen(pyramids: tuple[Pyramid, ...], wish: int | str | None) -> int:
     raise RegionError(f"There is no pyramid {wish!r}; this series has {len(pyramids)}, with Pyramid UIDs {uids}.")
 
 
+def _check_icc(icc: str | None) -> None:
+    if icc not in (None, "srgb"):
+        raise ValueError(f'icc is None or "srgb", not {icc!r}.')
+
+
 def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if mpp is None:
         return None
@@ -678,38 +656,3 @@ def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] 
     if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
         raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
     return pair[0], pair[1]
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise RegionError(f"{name} is an integer, not {value!r}.") from None
-
-
-def _rectangle(region: Region) -> Rectangle:
-    try:
-        x, y, w, h = region
-    except (TypeError, ValueError):
-        raise RegionError(f"A region is (x, y, w, h), not {region!r}.") from None
-    return Rectangle(_integer(x, "x"), _integer(y, "y"), _integer(w, "w"), _integer(h, "h"))
-
-
-def _bands(view: View, region: Rectangle, level: Level) -> Iterator[Rectangle]:
-    """Cut a region into bands whose source fits into memory, where it is resampled."""
-    if not view.resampled:
-        yield region
-        return
-    row_bytes = region.w * view.scale[0] * view.scale[1] * level.dtype.itemsize * 3
-    rows = max(int(_BAND_BYTES // row_bytes), 1)
-    inside = region.intersection(view.bounds)
-    if inside.h <= rows:
-        yield region
-        return
-    top = region.y
-    while top < region.bottom:
-        bottom = min(max(top, inside.y) + rows, region.bottom)
-        if bottom >= inside.bottom:
-            bottom = region.bottom
-        yield Rectangle(region.x, top, region.w, bottom - top)
-        top = bottom

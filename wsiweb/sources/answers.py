@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 MAX_FRAME_BYTES = 1 << 30
 _FRAME_IN_LOCATION = re.compile(r"/frames/(\d+)/?$")
-_ERROR_TYPES = ("text/", "application/json", "application/xml", "application/problem+json", "application/dicom+json")
+_ERROR_TYPES = (
+    "text/",
+    "application/json",
+    "application/xml",
+    "application/problem+json",
+    "application/dicom+json",
+)
 
 
 def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
@@ -71,9 +77,7 @@ def _frame(part: Part, number: int) -> EncodedFrame:
     return EncodedFrame(number, part.data, media_type or None, parameters.get("transfer-syntax"))
 
 
-def _single(
-    answer: Answer, media_type: str, parameters: dict[str, str], numbers: Sequence[int]
-) -> EncodedFrame:
+def _single(answer: Answer, media_type: str, parameters: dict[str, str], numbers: Sequence[int]) -> EncodedFrame:
     """Take an answer that is no multipart: one frame, where one was asked for, or a server's error page."""
     if media_type.startswith(_ERROR_TYPES) or len(numbers) != 1:
         said = answer.error_text() if media_type.startswith(_ERROR_TYPES) else f"one {media_type}"
@@ -84,6 +88,9 @@ def _single(
     data = answer.read(MAX_FRAME_BYTES)
     if not data:
         raise ProtocolError(
-            f"{answer.url} answered with nothing", url=answer.url, status=answer.status, frame_numbers=tuple(numbers)
+            f"{answer.url} answered with nothing",
+            url=answer.url,
+            status=answer.status,
+            frame_numbers=tuple(numbers),
         )
     return EncodedFrame(numbers[0], data, media_type or None, parameters.get("transfer-syntax"))

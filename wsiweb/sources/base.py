@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from wsiweb.stats import ReadStats
 
@@ -90,10 +90,20 @@ class Cancellation:
 class FrameSource(Protocol):
     """Where the metadata and the frames of a slide come from. Safe to share between threads; pickles."""
 
-    remote: bool
-    """Whether frames are slow enough to be worth an encoded cache."""
-    stats: ReadStats
-    """Counts what was asked of the source; a copy (unpickled, or after a fork) begins anew."""
+    @property
+    def remote(self) -> bool:
+        """Whether frames are slow enough to be worth an encoded cache, and may be damaged on their way."""
+        ...
+
+    @property
+    def stats(self) -> ReadStats:
+        """Counts what was asked of the source; a copy (unpickled, or after a fork) begins anew."""
+        ...
+
+    @property
+    def credentials(self) -> Mapping[str, object]:
+        """What the user gave to be let in, by the name of the argument; must pickle for the slide to pickle."""
+        ...
 
     def metadata(self) -> list[JsonDataset]:
         """Return one dataset for each instance of the series."""

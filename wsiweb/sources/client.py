@@ -47,6 +47,11 @@ class ClientSource:
         self.__dict__.update(state)
         self._start()
 
+    @property
+    def credentials(self) -> dict[str, object]:
+        """The client has them."""
+        return {"client": self._client}
+
     def metadata(self) -> list[JsonDataset]:
         """Return the metadata of the series, one call for each."""
         datasets: list[JsonDataset] = []
@@ -81,7 +86,7 @@ class ClientSource:
         return bytes(found[0]) if found else b""
 
     def close(self) -> None:
-        """The client is the user's."""
+        """Do nothing: the client is the user's."""
 
     @contextlib.contextmanager
     def _asking(self, what: str, frame_numbers: tuple[int, ...] = ()) -> Iterator[None]:

@@ -19,8 +19,10 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.structures import CaseInsensitiveDict
 
 from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError, WsiWebError
+from wsiweb.sources.retry import UnreachableError
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 65_536
 _MAX_ERROR_BYTES = 65_536
-
-
-class UnreachableError(SourceError):
-    """No connection could be made: before the first success, asking again is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +87,33 @@ class TokenAuth(AuthBase):
     """Sends a bearer token; asks for a new one, once for all threads, when the service says 401."""
 
     def __init__(self, token: str | Callable[[], str]) -> None:
-        self._get = token
+        self.supplier = token
         self._token = token if isinstance(token, str) else None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_get": self._get}
+        return {"supplier": self.supplier}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_get"])  # type: ignore[misc]
+        self.__init__(state["supplier"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return "TokenAuth(...)"
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the token into a request."""
         request.headers["Authorization"] = f"Bearer {self._current()}"
         return request
 
     def _current(self) -> str:
         with self._lock:
-            if self._token is None and not isinstance(self._get, str):
-                self._token = self._get()
+            if self._token is None and not isinstance(self.supplier, str):
+                self._token = self.supplier()
             return cast("str", self._token)
 
     def renew(self, refused: str | None) -> bool:
         """Drop the token that was refused; False where there is no way to get another."""
-        if isinstance(self._get, str):
+        if isinstance(self.supplier, str):
             return False
         with self._lock:
             if refused is None or refused == f"Bearer {self._token}":
@@ -152,6 +151,14 @@ class Service:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def credentials(self) -> dict[str, object]:
+        """Token or authentication object of the session, by the name of the argument that it came by."""
+        auth = self._session.auth
+        if auth is None:
+            return {}
+        return {"token": auth.supplier} if isinstance(auth, TokenAuth) else {"auth": auth}
 
     @property
     def wado_url(self) -> str:
@@ -253,9 +260,11 @@ def _own_session(session: requests.Session, connections: int) -> requests.Sessio
     """
     own = object.__new__(type(session))
     own.__dict__.update(session.__dict__)
-    own.headers = session.headers.copy()
-    own.adapters = OrderedDict((prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items())
-    if own.headers.get("User-Agent", "").startswith("python-requests/"):
+    own.headers = CaseInsensitiveDict(session.headers)
+    own.adapters = OrderedDict(
+        (prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items()
+    )
+    if str(own.headers.get("User-Agent", "")).startswith("python-requests/"):
         from wsiweb import __version__  # noqa: PLC0415
 
         own.headers["User-Agent"] = f"wsiweb/{__version__}"

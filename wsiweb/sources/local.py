@@ -60,6 +60,11 @@ class LocalSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, stats=ReadStats())
 
+    @property
+    def credentials(self) -> dict[str, object]:
+        """None are needed."""
+        return {}
+
     def metadata(self) -> list[JsonDataset]:
         """Return one dataset for each instance of the series; a copy of an instance counts once."""
         datasets: list[JsonDataset] = []

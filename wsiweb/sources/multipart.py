@@ -1,7 +1,8 @@
 """An incremental parser for ``multipart/related`` answers (RFC 2046 5.1, PS3.18 8.6.1.2). No I/O.
 
-Each part is handed out as soon as it is whole, so that decoding begins while the rest is on its way. What real servers
-send is taken: headers that end in LF, padding after a boundary, no Content-Length, one that lies, no boundary parameter.
+Each part is handed out as soon as it is whole, so that decoding begins while the rest is on its way. What real
+servers send is taken: headers that end in LF, padding after a boundary, no Content-Length, one that lies, no boundary
+parameter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from wsiweb.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_HEADER_BYTES = 16_384
 MAX_PREAMBLE_BYTES = 65_536
@@ -39,8 +40,8 @@ def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
     media_type, _, rest = value.partition(";")
     parameters = {}
     for name, text in _PARAMETER.findall(";" + rest):
-        text = text.strip()
-        parameters[name.lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+        plain = text.strip()
+        parameters[name.lower()] = re.sub(r"\\(.)", r"\1", plain[1:-1]) if plain.startswith('"') else plain
     return media_type.strip().lower(), parameters
 
 
@@ -61,7 +62,7 @@ class MultipartParser:
     def __init__(self, boundary: str | None) -> None:
         self._delimiter = None if boundary is None else b"--" + boundary.encode("latin-1", "replace")
         self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
-        self._state = self._preamble
+        self._state: Callable[[], Part | None] = self._preamble
         self._headers: dict[str, str] = {}
         self._scanned = 0
         self.finished = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import email.utils
 import enum
 import random
@@ -11,7 +11,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsiweb.errors import QuotaExceededError, SourceError, ThrottledError
+from wsiweb.errors import (
+    AuthenticationError,
+    QuotaExceededError,
+    SlideNotFoundError,
+    SourceError,
+    ThrottledError,
+    WsiWebError,
+)
 
 if TYPE_CHECKING:
     from wsiweb.sources.base import Cancellation
@@ -21,6 +28,10 @@ BACKOFF_BASE_SECONDS = 0.5
 BACKOFF_CAP_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A longer Retry-After is the caller's to decide on."""
+
+
+class UnreachableError(SourceError):
+    """No connection could be made: before the first success, asking again is useless."""
 
 
 class Action(enum.Enum):
@@ -75,8 +86,8 @@ def retry_after_seconds(value: str | None) -> float | None:
     except ValueError:
         return None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return max((moment - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
+        moment = moment.replace(tzinfo=dt.UTC)
+    return max((moment - dt.datetime.now(dt.UTC)).total_seconds(), 0.0)
 
 
 class Gate:
@@ -175,3 +186,48 @@ class Patience:
             f"ReadOptions.max_attempts.",
             url=url, status=status, frame_numbers=self.frame_numbers,
         )  # fmt: skip
+
+
+def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = ()) -> None:
+    """Let a success pass; raise for any other status.
+
+    Raises
+    ------
+    AuthenticationError
+        401 or 403.
+    RefusedError
+        Any other; what it asks for is in ``action``.
+    """
+    action = action_for(answer.status)
+    if action is Action.ACCEPT:
+        return
+    refused = RefusedError(answer)
+    if action is not Action.REFUSED:
+        raise refused
+    hint = (
+        "Pass auth=, token= or headers= to Slide.open, or renew what has expired."
+        if answer.status == 401
+        else "These credentials, or their lack, are not enough."
+    )
+    raise AuthenticationError(
+        f"{what}: {refused}. {hint}", url=answer.url, status=answer.status, frame_numbers=frame_numbers
+    )
+
+
+def worth_repeating(error: SourceError | RefusedError, *, reached: bool) -> bool:
+    """Whether the same request may go later; ``reached`` tells whether the service has ever answered."""
+    if isinstance(error, RefusedError):
+        return error.action is Action.RETRY
+    if isinstance(error, UnreachableError):
+        return reached
+    return not isinstance(error, AuthenticationError)
+
+
+def named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> WsiWebError:
+    """Return the public error for a refusal that stands."""
+    if isinstance(error, SourceError):
+        error.frame_numbers = error.frame_numbers or frame_numbers
+        return error
+    if error.action is Action.ABSENT and not frame_numbers:
+        return SlideNotFoundError(f"{what} is not there: {error}. Check the UIDs and the root of the service.")
+    return SourceError(f"{what}: {error}.", url=error.url, status=error.status, frame_numbers=frame_numbers)

@@ -6,18 +6,16 @@ What arrived whole is kept, and only what is missing is asked for again.
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from wsiweb import transfer_syntaxes
 from wsiweb.dicomjson import loads
-from wsiweb.errors import AuthenticationError, ProtocolError, SlideNotFoundError, SourceError
-from wsiweb.sources.answers import frames_in
+from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.http import Answer, UnreachableError, readable_error, same_origin, without_secrets
+from wsiweb.sources.http import readable_error, same_origin, without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
-from wsiweb.sources.retry import Action, Gate, Patience, RefusedError, action_for
+from wsiweb.sources.retrieval import FrameRetrieval
+from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, named, worth_repeating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,12 +28,8 @@ if TYPE_CHECKING:
 MAX_METADATA_BYTES = 1 << 30
 MAX_BULK_BYTES = 64 << 20
 _DICOM_JSON = "application/dicom+json"
-_NATIVE = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
-_ANYTHING = 'multipart/related; type="*/*"; transfer-syntax=*'
-_DECOMPRESSED = 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1'
-_SINGLE_PART = "application/octet-stream; transfer-syntax=*"
-_REPEATS_OF_500 = 2
-"""A 500 may be weather (IDC's proxy hides Google's throttling in it); more of them mean the request itself."""
+_BULK_MULTIPART = 'multipart/related; type="application/octet-stream"'  # all that Orthanc 1.7 gives
+_BULK_SINGLE_PART = "application/octet-stream; transfer-syntax=*"  # all that Google gives
 
 
 class WebSource:
@@ -43,9 +37,7 @@ class WebSource:
 
     remote = True
 
-    def __init__(
-        self, service: Service, study_uid: str, series_uids: Sequence[str], options: ReadOptions
-    ) -> None:
+    def __init__(self, service: Service, study_uid: str, series_uids: Sequence[str], options: ReadOptions) -> None:
         self.service = service
         self._study_uid = study_uid
         self._series_uids = tuple(series_uids)
@@ -64,6 +56,11 @@ class WebSource:
     def stats(self) -> ReadStats:
         """Counts requests, bytes and retries."""
         return self.service.stats
+
+    @property
+    def credentials(self) -> dict[str, object]:
+        """Token or authentication object of the session."""
+        return self.service.credentials
 
     def close(self) -> None:
         """Close the connections."""
@@ -114,9 +111,13 @@ class WebSource:
     def fetch_bulk(self, uri: str) -> bytes:
         """Return the value behind a BulkDataURI of this service."""
         url = self._bulk_url(uri)
-        content_type, body = self._get(
-            url, "application/octet-stream", what="A bulk data value", limit_bytes=MAX_BULK_BYTES
-        )
+        what = "A bulk data value"
+        try:
+            content_type, body = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
+        except SourceError as error:
+            if error.status not in (400, 406, 415):
+                raise
+            content_type, body = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
         media_type, parameters = parse_content_type(content_type)
         if not media_type.startswith("multipart/"):
             return body
@@ -137,7 +138,8 @@ class WebSource:
             return f"{root}{within}{rest}"
         where = without_secrets(url)
         raise SourceError(
-            f"The metadata refer to bulk data at {where}, which is not this service; it is not fetched.", url=where
+            f"The metadata refer to bulk data at {where}, which is not this service; it is not fetched.",
+            url=where,
         )
 
     def _json(self, url: str, *, what: str, parameters: dict[str, str] | None = None) -> list[JsonDataset]:
@@ -173,168 +175,31 @@ class WebSource:
                 with self.service.get(url, accept, parameters=parameters) as answer:
                     if answer.status == 204:
                         return "", b""
-                    self._check(answer, what)
+                    check_status(answer, what)
                     return answer.content_type, answer.read(limit_bytes, deadline=deadline)
             except (RefusedError, SourceError) as caught:
-                if not _worth_repeating(caught, reached=self.service.reached):
-                    raise _named(caught, what) from caught
+                if not worth_repeating(caught, reached=self.service.reached):
+                    raise named(caught, what) from caught
                 error = caught
             wait = patience.seconds_after(error)
             if time.monotonic() + wait > deadline:
-                raise _named(error, what) from error
+                raise named(error, what) from error
             idle.sleep(wait)
             self.stats.add(retries=1)
-
-    def _check(self, answer: Answer, what: str, frame_numbers: tuple[int, ...] = ()) -> None:
-        """Let a success pass; raise for any other status."""
-        action = action_for(answer.status)
-        if action is Action.ACCEPT:
-            return
-        refused = RefusedError(answer)
-        if action is Action.REFUSED:
-            hint = (
-                "Pass auth=, token= or headers= to Slide.open, or renew what has expired."
-                if answer.status == 401
-                else "These credentials, or their lack, are not enough."
-            )
-            raise AuthenticationError(
-                f"{what}: {refused}. {hint}", url=answer.url, status=answer.status, frame_numbers=frame_numbers
-            )
-        raise refused
 
     # Frames ---------------------------------------------------------------------------------------
 
     def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
         """Yield each frame of the batch once, as it arrives; asks again for what does not."""
-        queue = deque([batch.frame_numbers])
-        instance_uid = batch.address.instance_uid
-        patience: Patience | None = None
-        refused: list[str] = []
-        while queue:
-            numbers = queue.popleft()
-            what = f"Frames {_listed(numbers)} of instance {instance_uid}"
-            patience = patience or Patience(what, self._options.max_attempts, self._gate, numbers)
-            accept = self._accept(batch, refused, len(numbers))
-            if accept is None or not self._gate.wait(cancellation):
-                break
-            missing = dict.fromkeys(numbers)
-            error: SourceError | RefusedError
-            try:
-                for frame in self._frames(batch, numbers, accept, cancellation, what):
-                    del missing[frame.frame_number]
-                    yield frame
-            except (RefusedError, SourceError) as caught:
-                error = caught
-            else:
-                self._accepts[batch.transfer_syntax_uid] = accept
-                patience = None
-                continue
-            if cancellation.cancelled:
-                return
-            left = tuple(missing)
-            progressed = len(left) < len(numbers)
-            if progressed:  # only attempts that bring nothing count
-                patience = None
-                queue.appendleft(left)
-                self.stats.add(retries=1)
-                continue
-            if isinstance(error, RefusedError) and self._renegotiates(error, batch, len(left), patience.failures):
-                refused.append(accept)
-                if self._accept(batch, refused, len(left)) is None:
-                    raise _refused_for_good(error, what, refused, left) from error
-                queue.appendleft(left)
-                continue
-            if _splits(error, patience.failures) and len(left) > 1:
-                middle = len(left) // 2
-                queue.extendleft((left[middle:], left[:middle]))
-                patience = None
-                continue
-            if not _worth_repeating(error, reached=self.service.reached):
-                raise _named(error, what, left) from error
-            wait = patience.seconds_after(error)
-            if cancellation.sleep(wait):
-                return
-            self.stats.add(retries=1)
-            queue.appendleft(left)
-
-    def _frames(
-        self, batch: FrameBatch, numbers: tuple[int, ...], accept: str, cancellation: Cancellation, what: str
-    ) -> Iterator[EncodedFrame]:
         address = batch.address
         url = (
             f"{self.service.wado_url}/studies/{address.study_uid or self._study_uid}/series/{address.series_uid}"
-            f"/instances/{address.instance_uid}/frames/{','.join(map(str, numbers))}"
+            f"/instances/{address.instance_uid}/frames/"
         )
-        with self.service.get(url, accept, cancellation=cancellation) as answer:
-            self._check(answer, what, numbers)
-            yield from frames_in(answer, numbers)
-
-    def _accept(self, batch: FrameBatch, refused: list[str], count: int) -> str | None:
-        """Return what has worked, else the first variant that was not refused; None where all were.
-
-        Never a JPEG type for what is not stored as JPEG: servers then compress lossily without a word.
-        """
-        syntax = batch.transfer_syntax_uid
-        variants = [_NATIVE, _ANYTHING, _DECOMPRESSED]
-        if syntax is not None and (media_type := transfer_syntaxes.media_type(syntax)):
-            variants.insert(1, f'multipart/related; type="{media_type}"; transfer-syntax={syntax}')
-        if count == 1:
-            variants.append(_SINGLE_PART)
-        if syntax in self._accepts:
-            variants.insert(0, self._accepts[syntax])
-        return next((variant for variant in variants if variant not in refused), None)
-
-    def _renegotiates(self, error: RefusedError, batch: FrameBatch, count: int, failures: int) -> bool:
-        """Whether another Accept may help.
-
-        Services say 400 or 500 where they mean 406; before anything has worked, and for a single frame, that is it.
-        """
-        if error.action is Action.NEGOTIATE:
-            return True
-        known = batch.transfer_syntax_uid in self._accepts
-        return (error.status == 400 or (error.status == 500 and failures >= _REPEATS_OF_500)) and (
-            not known or count == 1
+        retrieval = FrameRetrieval(
+            self.service, self._gate, self._accepts, self._options.max_attempts, url, batch, cancellation
         )
-
-
-def _splits(error: SourceError | RefusedError, failures: int) -> bool:
-    """Whether fewer frames at once may go, or will show which of them does not."""
-    if not isinstance(error, RefusedError):
-        return False
-    if error.status == 500:
-        return failures >= _REPEATS_OF_500
-    return error.action in (Action.SPLIT, Action.ABSENT)
-
-
-def _worth_repeating(error: SourceError | RefusedError, *, reached: bool) -> bool:
-    if isinstance(error, RefusedError):
-        return error.action is Action.RETRY
-    if isinstance(error, UnreachableError):
-        return reached
-    return not isinstance(error, AuthenticationError)
-
-
-def _named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> Exception:
-    """Return the public error for a refusal that stands."""
-    if isinstance(error, SourceError):
-        error.frame_numbers = error.frame_numbers or frame_numbers
-        return error
-    if error.action is Action.ABSENT and not frame_numbers:
-        return SlideNotFoundError(f"{what} is not there: {error}. Check the UIDs and the root of the service.")
-    return SourceError(f"{what}: {error}.", url=error.url, status=error.status, frame_numbers=frame_numbers)
-
-
-def _refused_for_good(
-    error: RefusedError, what: str, tried: list[str], frame_numbers: tuple[int, ...]
-) -> SourceError:
-    return SourceError(
-        f"{what}: {error}. No form of the request is accepted; tried {'; '.join(f'[{accept}]' for accept in tried)}.",
-        url=error.url, status=error.status, frame_numbers=frame_numbers,
-    )  # fmt: skip
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers)) if len(numbers) <= 6 else f"{numbers[0]} ... {numbers[-1]} ({len(numbers)})"
+        return retrieval.run()
 
 
 def _value(dataset: JsonDataset, tag: str) -> str | None:

@@ -1,0 +1,83 @@
+"""What a request was, and the ways in which ``dicomweb_server`` can answer it badly."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Kind = Literal["search", "metadata", "frames", "bulk", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived."""
+
+    kind: Kind
+    path: str
+    """With the query."""
+    headers: dict[str, str]
+    """Names in lower case."""
+    arrived: float
+    concurrent: int
+    """Requests being answered at that moment, this one included."""
+    attempt: int
+    """How many requests for this path there have been, this one included."""
+    instance_uid: str | None = None
+    frame_numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How an answer differs from the right one. Fields may be combined."""
+
+    latency_seconds: float = 0.0
+    status: int | None = None
+    """Answer with this status, ``body`` and ``headers`` instead."""
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    drop_parts: int = 0
+    """Leave out this many parts, counted from the last."""
+    cut_last_part_bytes: int = 0
+    """Cut this much off the last part, everything else being in order."""
+    cut_body_bytes: int = 0
+    """Cut this much off the body, under a valid length."""
+    omit_closing: bool = False
+    """Send no closing boundary."""
+    single_part: bool = False
+    """Send the first frame without multipart."""
+    change_frame: Callable[[int, bytes], bytes] | None = None
+    """Gets each frame's number and bytes, returns the bytes to send."""
+    reset_after_bytes: int | None = None
+    """Break the connection after this much of the body."""
+    drip: tuple[int, float] | None = None
+    """Send this many bytes at a time, with a pause in seconds after each."""
+
+
+def quota_page() -> Fault:
+    """Return IDC's answer to a used-up quota: 429 with HTML and no Retry-After."""
+    page = b"<html><body>You have used your 40 GB for today. It resets at midnight UTC.</body></html>"
+    return Fault(status=429, body=page, headers={"Content-Type": "text/html"})
+
+
+def fail_first(times: int, fault: Fault, kind: Kind = "frames") -> Callable[[Request], Fault | None]:
+    """Return a hook that lets the first ``times`` requests of a kind fail, whatever their path."""
+    seen = iter(range(times))
+    lock = threading.Lock()
+
+    def hook(request: Request) -> Fault | None:
+        if request.kind != kind:
+            return None
+        with lock:
+            return fault if next(seen, None) is not None else None
+
+    return hook
+
+
+def slowed(seconds: float) -> Callable[[Request], Fault | None]:
+    """Return a hook that delays every answer."""
+    fault = Fault(latency_seconds=seconds)
+    return lambda request: fault

@@ -1,0 +1,138 @@
+"""Slides cross process borders, forked or fresh, without asking for the metadata again."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pydicom.uid import JPEGBaseline8Bit
+
+from wsiweb import ReadOptions, Slide, WsiWebError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+    from multiprocessing.queues import Queue
+
+    from conftest import Opener, SlideMaker
+
+BOX = (30, 20, 300, 200)
+START_METHODS = ("fork", "spawn", "forkserver")
+# From Python 3.12 on, forking a process that has threads is deprecated. Users do it all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def read_in_child(slide: Slide, box: tuple[int, int, int, int], answers: Queue[Any]) -> None:
+    """Send back what the child read, or the error that it met."""
+    try:
+        answers.put((slide.read_region(0, *box), slide.stats.requests))
+    except BaseException as error:  # noqa: BLE001 - the parent judges
+        answers.put((repr(error), -1))
+
+
+def read_elsewhere(context: BaseContext, slide: Slide, box: tuple[int, int, int, int]) -> tuple[Any, int]:
+    answers: Queue[Any] = context.Queue()
+    child = context.Process(target=read_in_child, args=(slide, box, answers))  # type: ignore[attr-defined]
+    child.start()
+    try:
+        result, requests = answers.get(timeout=60)
+        child.join(20)
+        assert child.exitcode == 0
+    finally:
+        if child.is_alive():
+            child.kill()
+            child.join()
+        child.close()
+        answers.close()
+        answers.join_thread()
+    return result, requests
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_child_reads_without_metadata(open_slide: Opener, synthetic: SlideMaker, method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {method}")
+    truth = synthetic("jpeg")
+    slide = open_slide(truth)
+    slide.read_region(0, 0, 0, 64, 48)  # threads, sockets and caches exist when the child starts
+    result, _ = read_elsewhere(multiprocessing.get_context(method), slide, BOX)
+    assert isinstance(result, np.ndarray), result
+    np.testing.assert_array_equal(result, truth.truth(0, *BOX))
+    np.testing.assert_array_equal(slide.read_region(0, *BOX), truth.truth(0, *BOX))
+    for server in open_slide.servers:
+        assert server.count("metadata") == 1
+        assert server.count("search") == 0
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_forking_amid_reads_does_not_hang(open_slide: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("jpeg")
+    slide = open_slide(truth, options=ReadOptions(tile_cache_bytes=0, frame_cache_bytes=0))
+    stop = threading.Event()
+
+    def keep_reading() -> None:
+        while not stop.is_set():
+            slide.read_region(0, 0, 0, 300, 300)
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    try:
+        for _ in range(5):
+            result, _ = read_elsewhere(multiprocessing.get_context("fork"), slide, BOX)
+            assert isinstance(result, np.ndarray), result
+            np.testing.assert_array_equal(result, truth.truth(0, *BOX))
+    finally:
+        stop.set()
+        reader.join()
+
+
+def test_a_pickled_slide_reads(open_slide: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("sparse-paths-and-planes")
+    slide = open_slide(truth)
+    for clone in (pickle.loads(pickle.dumps(slide)), copy.copy(slide)):
+        with clone:
+            before = open_slide.requests()
+            assert clone.levels == slide.levels
+            assert clone.properties == slide.properties
+            assert clone.optical_paths == slide.optical_paths
+            assert open_slide.requests() == before
+            region = clone.read_region(0, *BOX, optical_path="B", focal_plane=2.0)
+            np.testing.assert_array_equal(region, truth.truth(0, *BOX, ("B", 2.0)))
+    np.testing.assert_array_equal(slide.read_region(0, *BOX), truth.truth(0, *BOX))  # a clone's end is its own
+
+
+def test_pickles_are_small_and_hold_no_pixels(open_slide: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("rgb", sizes=((2000, 1500),), tile_size=(16, 16), syntax=JPEGBaseline8Bit)  # 11,750 frames
+    slide = open_slide(truth)
+    fresh = len(pickle.dumps(slide))
+    slide.read_region(0, 0, 0, 500, 500)
+    assert len(pickle.dumps(slide)) < fresh + 2000
+    if open_slide.source == "web":  # local slides carry the offsets of their frames
+        assert fresh < 20_000
+
+
+def test_secrets_that_cannot_be_pickled_are_named(open_web: Opener, synthetic: SlideMaker) -> None:
+    lock = threading.Lock()
+
+    def supply() -> str:
+        with lock:
+            return "t"
+
+    slide = open_web(synthetic("rgb"), token=supply)
+    with pytest.raises((WsiWebError, pickle.PicklingError, TypeError), match="token"):
+        pickle.dumps(slide)
+
+
+def test_options_and_credentials_travel(open_web: Opener, synthetic: SlideMaker) -> None:
+    slide = open_web(synthetic("rgb"), token="abc", headers={"X-Own": "1"}, options=ReadOptions(max_connections=1))
+    server = open_web.servers[0]
+    server.forget()
+    with pickle.loads(pickle.dumps(slide)) as clone:
+        clone.read_region(0, 0, 0, 300, 300)
+    assert {request.headers.get("authorization") for request in server.requests} == {"Bearer abc"}
+    assert {request.headers.get("x-own") for request in server.requests} == {"1"}
+    assert max(request.concurrent for request in server.requests) == 1

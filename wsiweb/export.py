@@ -1,0 +1,127 @@
+"""Write a region of a level to PNG in bands, with memory bounded whatever the region's size."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from wsiweb import icc as icc_profiles
+from wsiweb.errors import RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.plan import check_region
+from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
+from wsiweb.regions import read_views
+from wsiweb.resolution import view_of_level
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from wsiweb.pyramid import Channel, Level
+    from wsiweb.reader import Reader
+
+    Progress = Callable[[int, int], None]
+
+BAND_BYTES = 8 << 20
+"""About so much of the region is one band; whole rows of tiles, so that no frame is needed twice."""
+AHEAD_BYTES = 64 << 20
+"""At most so much is read ahead of the compression: more would only wait in memory."""
+
+
+def export_png(
+    reader: Reader,
+    path: str | os.PathLike[str],
+    level: Level,
+    region: Rectangle,
+    channels: Sequence[Channel],
+    *,
+    compression: int | None,
+    profile: bytes | None,
+    to_srgb: bool,
+    progress: bool | Progress | None,
+) -> None:
+    """Write ``region`` of ``level`` to ``path``; see ``Slide.export_png``.
+
+    ``profile`` is the slide's ICC profile; it is embedded, or applied where ``to_srgb``.
+    """
+    if len(channels) != 1:
+        raise RegionError("A PNG shows one optical path; name it with optical_path=.")
+    compression = DEFAULT_COMPRESSION if compression is None else compression
+    if isinstance(compression, bool) or not isinstance(compression, int) or not 1 <= compression <= 9:
+        raise ValueError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
+    check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
+    channel = channels[0]
+    bands = list(_bands(level, region, 3 if channel.colour else channel.dtype.itemsize))
+    if not channel.colour:
+        profile = None
+    embedded = icc_profiles.srgb_profile() if profile and to_srgb else profile
+    arrays = read_views(
+        reader,
+        view_of_level(level),
+        bands,
+        channels,
+        stacked=False,
+        profile=profile if to_srgb else None,
+        ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
+        keep=False,
+    )
+    with _progress(progress, region.h) as report, _atomic(Path(path)) as stream:
+        writer = PngWriter(
+            stream,
+            region.w,
+            region.h,
+            channels=3 if channel.colour else 1,
+            bits=channel.dtype.itemsize * 8,
+            compression=compression,
+            icc_profile=embedded,
+            pixels_per_metre=level.mpp and (round(1e6 / level.mpp[0]), round(1e6 / level.mpp[1])),
+            map_ordered=reader.map_ordered,
+        )
+        done = 0
+        with contextlib.closing(arrays):  # stops the reading if the writing fails
+            for array in arrays:
+                writer.write_rows(array)
+                done += len(array)
+                report(done, region.h)
+        writer.close()
+
+
+def _bands(level: Level, region: Rectangle, pixel_bytes: int) -> Iterator[Rectangle]:
+    """Cut a region along rows of tiles into bands of about ``BAND_BYTES``."""
+    tile_height = level.tile_size[1]
+    rows = max(BAND_BYTES // (region.w * pixel_bytes * tile_height), 1) * tile_height
+    if region.w * pixel_bytes * tile_height > AHEAD_BYTES:  # a wide region of tall tiles
+        rows = max(BAND_BYTES // (region.w * pixel_bytes), 1)
+    top = region.y
+    while top < region.bottom:
+        bottom = min((top // rows + 1) * rows, region.bottom)
+        yield Rectangle(region.x, top, region.w, bottom - top)
+        top = bottom
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[BinaryIO]:
+    """Write under a temporary name in the same folder; the final name appears with the whole file, or never."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _progress(progress: bool | Progress | None, total: int) -> Iterator[Progress]:  # noqa: FBT001
+    if callable(progress):
+        yield progress
+    elif progress:
+        from rich.progress import Progress as Bar  # noqa: PLC0415
+
+        with Bar() as bar:
+            task = bar.add_task("PNG", total=total)
+            yield lambda done, _total: bar.update(task, completed=done)
+    else:
+        yield lambda _done, _total: None

@@ -1,0 +1,121 @@
+"""From checked regions of a view to arrays: plan, read, resample, convert. The way all reading goes."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb import icc
+from wsiweb.errors import RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.plan import plan_read
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from wsiweb.plan import ReadPlan
+    from wsiweb.pyramid import Channel
+    from wsiweb.reader import Reader
+    from wsiweb.resolution import View
+
+    Pixels = npt.NDArray[Any]
+
+Region = tuple[int, int, int, int]
+"""(x, y, w, h)."""
+_BAND_BYTES = 32 << 20
+"""Of a level's pixels held at once while a region is resampled."""
+
+
+def read_views(
+    reader: Reader,
+    view: View,
+    regions: Sequence[Rectangle],
+    channels: Sequence[Channel],
+    *,
+    stacked: bool,
+    outs: Iterable[Pixels] | None = None,
+    profile: bytes | None = None,
+    ahead_bytes: int | None = None,
+    keep: bool = True,
+) -> Generator[Pixels, None, None]:
+    """Yield the pixels of each region in order, fetched and decoded ahead.
+
+    Parameters
+    ----------
+    reader
+        Runs the plans.
+    view, regions
+        What to read: rectangles that touch the view.
+    channels, stacked
+        As for ``plan_read``.
+    outs
+        Arrays to fill and yield, one a region; None makes new ones.
+    profile
+        ICC profile to convert from to sRGB, or None.
+    ahead_bytes, keep
+        As for ``Reader.stream``.
+    """
+    background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
+    targets = iter(outs) if outs is not None else None
+    direct = targets if not view.resampled else None  # a level's own pixels go straight where they belong
+    bands = [list(_bands(view, region)) for region in regions]
+
+    def plans() -> Iterator[tuple[ReadPlan, Pixels | None]]:
+        for parts in bands:
+            for part in parts:
+                plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
+                yield plan, None if direct is None else next(direct)
+
+    stream = reader.stream(plans(), ahead_bytes=ahead_bytes, keep=keep)
+    try:
+        for parts in bands:
+            pieces = [view.resample(next(stream), part, background) for part in parts]
+            array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            if targets is not None and direct is None:
+                target = next(targets)
+                target[...] = array
+                array = target
+            yield icc.to_srgb(array, profile) if profile else array
+    finally:
+        stream.close()
+
+
+def integer(value: Any, name: str) -> int:
+    """Return an integer of any kind as int, or raise ``RegionError``."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RegionError(f"{name} is an integer, not {value!r}.") from None
+
+
+def rectangle(region: Region) -> Rectangle:
+    """Return ``(x, y, w, h)`` as a rectangle, or raise ``RegionError``."""
+    try:
+        x, y, w, h = region
+    except (TypeError, ValueError):
+        raise RegionError(f"A region is (x, y, w, h), not {region!r}.") from None
+    return Rectangle(integer(x, "x"), integer(y, "y"), integer(w, "w"), integer(h, "h"))
+
+
+def _bands(view: View, region: Rectangle) -> Iterator[Rectangle]:
+    """Cut a region into bands whose source fits into memory, where it is resampled."""
+    if not view.resampled:
+        yield region
+        return
+    row_bytes = region.w * view.scale[0] * view.scale[1] * view.level.dtype.itemsize * 3
+    rows = max(int(_BAND_BYTES // row_bytes), 1)
+    inside = region.intersection(view.bounds)
+    if inside.h <= rows:
+        yield region
+        return
+    top = region.y
+    while top < region.bottom:
+        bottom = min(max(top, inside.y) + rows, region.bottom)
+        if bottom >= inside.bottom:
+            bottom = region.bottom
+        yield Rectangle(region.x, top, region.w, bottom - top)
+        top = bottom
