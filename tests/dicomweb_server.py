@@ -197,6 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers={name.lower(): value for name, value in self.headers.items()},
             arrived=time.monotonic(),
             concurrent=owner.active,
+            client_port=self.client_address[1],
             attempt=1 + sum(earlier.path == self.path for earlier in owner.requests),
             instance_uid=instance,
             frame_numbers=tuple(map(int, numbers)),

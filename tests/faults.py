@@ -24,6 +24,8 @@ class Request:
     arrived: float
     concurrent: int
     """Requests being answered at that moment, this one included."""
+    client_port: int
+    """Tells connections apart."""
     attempt: int
     """How many requests for this path there have been, this one included."""
     instance_uid: str | None = None

@@ -178,6 +178,17 @@ def test_a_window_equals_the_crop_of_the_whole() -> None:
     np.testing.assert_array_equal(part, whole[50:130, 100:220])
 
 
+def test_weights_do_not_depend_on_where_the_source_was_cut() -> None:
+    scale = 1.87  # far from the origin, float noise would move every edge
+    whole = resample._area_taps(0.0, scale, 50_000, 93_500, "columns")
+    for start in range(0, 49_000, 4999):
+        left = int(start * scale)
+        part = resample._area_taps(start * scale - left, scale, 1000, 93_500 - left, "columns")
+        for name in ("first_weight", "last_weight", "total"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[start : start + 1000])
+        np.testing.assert_array_equal(part.first + left, whole.first[start : start + 1000])
+
+
 def test_views_resample_like_copies() -> None:
     source = noise(300, 400, 3)[::2, ::-1]
     view, copy = (

@@ -169,11 +169,11 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
     dtype = np.dtype("<u2" if pixels.bits_allocated == 16 else "u1")
     try:
         planes = np.frombuffer(imagecodecs.dicomrle_decode(data, dtype), dtype)
-        image = planes.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns)
+        image: Pixels = planes.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns)
     except Exception as error:  # imagecodecs' own classes, and the shape of what came out
         raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
     if pixels.samples_per_pixel == 1:
-        return image[0]
+        return np.asarray(image[0])
     interleaved = np.ascontiguousarray(image.transpose(1, 2, 0))
     return ybr_full_to_rgb(interleaved) if pixels.photometric == "YBR_FULL" else interleaved
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsiweb import icc as icc_profiles
 from wsiweb.errors import RegionError
@@ -18,6 +18,8 @@ from wsiweb.resolution import view_of_level
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
 
     from wsiweb.pyramid import Channel, Level
     from wsiweb.reader import Reader
@@ -76,7 +78,7 @@ def export_png(
             bits=channel.dtype.itemsize * 8,
             compression=compression,
             icc_profile=embedded,
-            pixels_per_metre=level.mpp and (round(1e6 / level.mpp[0]), round(1e6 / level.mpp[1])),
+            pixels_per_metre=_density(level.mpp),
             map_ordered=reader.map_ordered,
         )
         done = 0
@@ -86,6 +88,37 @@ def export_png(
                 done += len(array)
                 report(done, region.h)
         writer.close()
+
+
+def write_png(
+    path: str | os.PathLike[str],
+    image: npt.NDArray[Any],
+    *,
+    mpp: tuple[float, float] | None,
+    profile: bytes | None = None,
+    compression: int = DEFAULT_COMPRESSION,
+) -> None:
+    """Write an array as the library returns it: ``(h, w, 3)`` uint8, or ``(h, w)`` uint8 or uint16."""
+    with _atomic(Path(path)) as stream:
+        writer = PngWriter(
+            stream,
+            image.shape[1],
+            image.shape[0],
+            channels=3 if image.ndim == 3 else 1,
+            bits=image.dtype.itemsize * 8,
+            compression=compression,
+            icc_profile=profile,
+            pixels_per_metre=_density(mpp),
+        )
+        writer.write_rows(image)
+        writer.close()
+
+
+def _density(mpp: tuple[float, float] | None) -> tuple[int, int] | None:
+    """Return pixels a metre, or None where it is unknown or senseless."""
+    if mpp is None or not all(0.5 <= 1e6 / axis <= 2**31 - 1 for axis in mpp):
+        return None
+    return round(1e6 / mpp[0]), round(1e6 / mpp[1])
 
 
 def _bands(level: Level, region: Rectangle, pixel_bytes: int) -> Iterator[Rectangle]:

@@ -71,9 +71,9 @@ def open_source(
         return _local_source([place], study_uid, series_uids)
     if isinstance(place, (list, tuple)):
         return _local_source(place, study_uid, series_uids)
-    if hasattr(place, "base_dir") and hasattr(place, "retrieve_series_metadata"):
+    if getattr(place, "scheme", None) == "file" and isinstance(getattr(place, "base_url", None), str):
         # A DICOMfileClient is bound to its thread; the folder below it is not.
-        return _local_source([place.base_dir], study_uid, series_uids)
+        return _local_source([place.base_url], study_uid, series_uids)
     return _client_source(place, study_uid, series_uids, connection, options)
 
 

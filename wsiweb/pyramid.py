@@ -147,12 +147,13 @@ def build_pyramids(
             image = _Image.build([instances[member] for member in members], members)
         except MetadataError as error:
             problems.append(str(error))
-            report(str(error))
             continue
         groups[lead.extended_depth_of_field, lead.pyramid_uid or lead.frame_of_reference_uid or ""].append(image)
     pyramids = [_pyramid(images, mpp) for images in groups.values()]
     if not pyramids:
         raise MetadataError(" ".join(problems) or "There is no VOLUME image.")
+    for problem in problems:
+        report(f"{problem} This level is left out.")
     # The contract's default: the largest level 0, without extended depth of field first, then the lowest UID.
     pyramids.sort(key=lambda p: (-p.levels[0].width * p.levels[0].height, p.extended_depth_of_field, p.uid or ""))
     return tuple(pyramids)
@@ -217,7 +218,7 @@ def _full_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str,
     name = f"instance {lead.address.instance_uid}"
     last = max(part.concatenation_offset + part.number_of_frames for part in parts)
     concatenated = lead.concatenation_uid is not None
-    if last > expected or (lead.organization is None and last != expected and not concatenated):
+    if last > expected or (last < expected and not concatenated):
         raise MetadataError(
             f"The {last} frames of {name} do not fit its {columns} x {rows} tiles, {planes} focal planes and "
             f"{paths} optical paths."

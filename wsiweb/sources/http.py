@@ -7,6 +7,7 @@ exception of requests and urllib3. What is not: which status deserves another tr
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import threading
 import time
@@ -260,6 +261,8 @@ def _own_session(session: requests.Session, connections: int) -> requests.Sessio
     """
     own = object.__new__(type(session))
     own.__dict__.update(session.__dict__)
+    if isinstance(own.auth, TokenAuth):
+        own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
     own.adapters = OrderedDict(
         (prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items()

@@ -68,6 +68,7 @@ class LocalSource:
     def metadata(self) -> list[JsonDataset]:
         """Return one dataset for each instance of the series; a copy of an instance counts once."""
         datasets: list[JsonDataset] = []
+        problems: list[str] = []
         seen = 0
         for path, named in self._candidates():
             try:
@@ -80,7 +81,7 @@ class LocalSource:
             except MetadataError as error:
                 if named:
                     raise
-                self._report(str(error))
+                problems.append(str(error))
                 continue
             seen += 1
             if self._belongs(dataset) and file.instance_uid not in self._files:
@@ -90,8 +91,12 @@ class LocalSource:
                 file.close()
         if not datasets:
             where = ", ".join(map(str, self._paths))
-            what = f"{seen} DICOM files, but none of the series asked for" if seen else "no DICOM file"
-            raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.")
+            wanted = f"series {', '.join(self._series_uids)}" if self._series_uids else f"study {self._study_uid}"
+            what = f"{seen} DICOM files, but none of {wanted}" if seen else "no DICOM file"
+            broken = f" {' '.join(problems)}" if problems else ""
+            raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.{broken}")
+        for problem in problems:
+            self._report(problem)
         return datasets
 
     def _candidates(self) -> Iterator[tuple[Path, bool]]:

@@ -5,6 +5,7 @@ What arrived whole is kept, and only what is missing is asked for again.
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -49,7 +50,8 @@ class WebSource:
         return {name: value for name, value in self.__dict__.items() if name != "_gate"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        # Copies are made for other processes: they share neither connections nor locks.
+        self.__dict__.update(state, service=copy.copy(state["service"]), _accepts=dict(state["_accepts"]))
         self._gate = Gate()
 
     @property

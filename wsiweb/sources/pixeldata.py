@@ -1,0 +1,229 @@
+"""Where the frames of a Part 10 file lie (PS3.5 A.4, PS3.3 C.7.6.3.1.8), found without decoding anything.
+
+Offsets are 64-bit throughout and reads are positional, so any number of threads may share a file of any size.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsiweb.errors import MetadataError, SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    Offsets = npt.NDArray[np.int64]
+
+_ITEM = b"\xfe\xff\x00\xe0"
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x00\x0c")
+_seek_lock = threading.Lock()
+
+
+class RandomAccessFile:
+    """A file for positional reads; pickles as its path and opens again where it is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._descriptor = self._open()
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._descriptor = None
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._descriptor is None:
+                try:
+                    self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                except OSError as error:
+                    raise SourceError(f"{self.path} cannot be opened: {error.strerror}.") from error
+            return self._descriptor
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes from ``offset``; fewer only at the end of the file.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read.
+        """
+        descriptor = self._descriptor
+        descriptor = self._open() if descriptor is None else descriptor
+        try:
+            if not hasattr(os, "pread"):  # Windows
+                with _seek_lock:
+                    os.lseek(descriptor, offset, os.SEEK_SET)
+                    return os.read(descriptor, size)
+            data = os.pread(descriptor, size, offset)
+            while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+                data += more  # one call returns 2 GiB at most
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be read: {error.strerror}.") from error
+        return data
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        descriptor = self._descriptor
+        return os.fstat(self._open() if descriptor is None else descriptor).st_size
+
+    def close(self) -> None:
+        """Close the file; a later read opens it again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFrames:
+    """Uncompressed frames, one after the other."""
+
+    start: int
+    """Of the first, in bytes from the start of the file."""
+    frame_bytes: int
+    length: int
+    """Of all, as the data element says."""
+
+    def read(self, file: RandomAccessFile, frame_index: int) -> bytes:
+        """Return a frame as stored; short where the file or the element is cut."""
+        within = frame_index * self.frame_bytes
+        return file.read(max(min(self.frame_bytes, self.length - within), 0), self.start + within)
+
+    def whole(self, data: bytes) -> bool:
+        """Whether a frame is all there."""
+        return len(data) == self.frame_bytes
+
+
+class EncapsulatedFrames:
+    """Compressed frames in fragments (PS3.5 A.4), found by an offset table or by walking over all fragments.
+
+    Parameters
+    ----------
+    file
+        That holds them.
+    start
+        Of the value of PixelData: the Basic Offset Table's item.
+    number_of_frames
+        As declared.
+    extended_offsets
+        The Extended Offset Table, where there is one.
+    """
+
+    def __init__(
+        self, file: RandomAccessFile, start: int, number_of_frames: int, extended_offsets: Offsets | None
+    ) -> None:
+        self._number_of_frames = number_of_frames
+        header = file.read(8, start)
+        if len(header) < 8 or header[:4] != _ITEM:
+            raise MetadataError(f"{file.path}: the encapsulated pixel data have no Basic Offset Table item.")
+        (table_bytes,) = struct.unpack("<I", header[4:])
+        self._first = start + 8 + table_bytes
+        sane = table_bytes == 4 * number_of_frames  # else the fragments are found by walking
+        table = file.read(table_bytes, start + 8) if sane else b""
+        basic = np.frombuffer(table[: len(table) // 4 * 4], "<u4").astype(np.int64)
+        if len(basic) > 1:  # 32 bits overflow past 4 GiB, while frames stand in order
+            basic += np.concatenate([[0], np.cumsum(np.diff(basic) < 0)]) << 32
+        offsets = basic if extended_offsets is None else extended_offsets
+        usable = len(offsets) == number_of_frames and not offsets[:1].any() and (np.diff(offsets) > 0).all()
+        self._offsets: Offsets | None = offsets if usable else None
+        self._fragments: list[list[tuple[int, int]]] | None = None
+
+    def read(self, file: RandomAccessFile, frame_index: int) -> bytes:
+        """Return the code stream of a frame, fragments joined; short or empty where the file is cut."""
+        if self._offsets is not None:
+            data = self._read_by_offset(file, self._offsets, frame_index)
+            if data is not None:
+                return data
+            self._offsets = None  # the table lies
+        if self._fragments is None:
+            self._fragments = self._group(file, *self._walk(file))
+        if frame_index >= len(self._fragments):
+            return b""
+        return b"".join(file.read(length, offset) for offset, length in self._fragments[frame_index])
+
+    def whole(self, data: bytes) -> bool:
+        """Whether a frame is all there, as far as its container tells."""
+        return bool(data)
+
+    def _read_by_offset(self, file: RandomAccessFile, offsets: Offsets, frame_index: int) -> bytes | None:
+        """Read the items of a frame at once; None where the table does not point at items."""
+        position = self._first + int(offsets[frame_index])
+        if frame_index + 1 < len(offsets):
+            items = file.read(int(offsets[frame_index + 1] - offsets[frame_index]), position)
+            return _join(items)
+        fragments: list[bytes] = []
+        while True:  # the last frame ends where the sequence does
+            header = file.read(8, position)
+            if header[:4] != _ITEM or len(header) < 8:
+                return b"".join(fragments) if fragments or len(header) < 8 else None
+            (length,) = struct.unpack("<I", header[4:])
+            fragments.append(file.read(length, position + 8))
+            if len(fragments[-1]) < length:
+                return b""
+            position += 8 + length
+
+    def _walk(self, file: RandomAccessFile) -> tuple[list[int], list[int]]:
+        """Return offsets and lengths of all fragments."""
+        offsets, lengths = [], []
+        position, end = self._first, file.size
+        while position + 8 <= end:
+            header = file.read(8, position)
+            if header[:4] != _ITEM:
+                break
+            length = int.from_bytes(header[4:], "little")
+            if length == _UNDEFINED_LENGTH or position + 8 + length > end:
+                break
+            offsets.append(position + 8)
+            lengths.append(length)
+            position += 8 + length
+        return offsets, lengths
+
+    def _group(self, file: RandomAccessFile, offsets: list[int], lengths: list[int]) -> list[list[tuple[int, int]]]:
+        """Assign fragments to frames."""
+        fragments = list(zip(offsets, lengths, strict=True))
+        if self._number_of_frames == 1:
+            return [fragments] if fragments else []
+        if len(fragments) <= self._number_of_frames:
+            return [[fragment] for fragment in fragments]
+        frames: list[list[tuple[int, int]]] = []
+        for offset, length in fragments:
+            if not frames or file.read(4, offset).startswith(_STREAM_HEADS):
+                frames.append([])
+            frames[-1].append((offset, length))
+        if len(frames) != self._number_of_frames:
+            raise MetadataError(
+                f"{file.path}: {len(fragments)} fragments without an offset table cannot be told apart into "
+                f"{self._number_of_frames} frames; {len(frames)} of them begin a code stream."
+            )
+        return frames
+
+
+def _join(items: bytes) -> bytes | None:
+    """Take the values out of whole items."""
+    position = 0
+    fragments: list[bytes] = []
+    while position + 8 <= len(items) and items[position : position + 4] != _SEQUENCE_END:
+        if items[position : position + 4] != _ITEM:
+            return None
+        length = int.from_bytes(items[position + 4 : position + 8], "little")
+        if position + 8 + length > len(items):
+            return b"" if fragments or length < _UNDEFINED_LENGTH else None
+        fragments.append(items[position + 8 : position + 8 + length])
+        position += 8 + length
+    return fragments[0] if len(fragments) == 1 else b"".join(fragments)
