@@ -71,8 +71,10 @@ class FramePositions:
     """Top edge in the total pixel matrix, 0-based."""
     z_um: npt.NDArray[np.float64]
     """ZOffsetInSlideCoordinateSystem in µm; NaN where unsaid."""
-    optical_path: tuple[str | None, ...]
-    """Identifier of the optical path; None where unsaid."""
+    path_code: npt.NDArray[np.int64]
+    """Which of ``path_identifiers``."""
+    path_identifiers: tuple[str | None, ...]
+    """Identifiers of optical paths; None where unsaid."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,7 +292,8 @@ def _positions(per_frame: list[dict[str, Any]], shared: Attributes, number_of_fr
     plane_tag, path_tag = TAGS["PlanePositionSlideSequence"], TAGS["OpticalPathIdentificationSequence"]
     x_tag, y_tag = (TAGS[f"{axis}PositionInTotalImagePixelMatrix"] for axis in ("Column", "Row"))
     z_tag, identifier_tag = TAGS["ZOffsetInSlideCoordinateSystem"], TAGS["OpticalPathIdentifier"]
-    xs, ys, zs, paths = [], [], [], []
+    xs, ys, zs, codes = [], [], [], []
+    code_of: dict[str | None, int] = {}
     for frame_index, item in enumerate(per_frame):
         try:
             plane = item[plane_tag]["Value"][0]
@@ -311,10 +314,17 @@ def _positions(per_frame: list[dict[str, Any]], shared: Attributes, number_of_fr
             path = item[path_tag]["Value"][0][identifier_tag]["Value"][0] if path_tag in item else shared_path
         except (KeyError, IndexError, TypeError):
             path = None
-        if path is not None and type(path) is not str:
-            path = str(path)
-        paths.append(path.strip(" \0") if path else path)
-    return FramePositions(np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64), tuple(paths))
+        code = code_of.get(path)
+        if code is None:
+            code = code_of[path] = len(code_of)
+        codes.append(code)
+    return FramePositions(
+        np.array(xs, np.int64),
+        np.array(ys, np.int64),
+        np.array(zs, np.float64),
+        np.array(codes, np.int64),
+        tuple(None if path is None else str(path).strip(" \0") for path in code_of),
+    )
 
 
 def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:

@@ -255,17 +255,14 @@ def _sparse_channels(parts: list[Instance], members: list[int]) -> dict[tuple[st
         if positions is None:
             continue
         planes = np.where(np.isnan(positions.z_um), part.first_plane_um, positions.z_um)
-        keys = [
-            (path or lead.optical_paths[0].identifier, _plane_key(plane))
-            for path, plane in zip(positions.optical_path, planes.tolist(), strict=True)
-        ]
-        of_key: defaultdict[tuple[str, float], list[int]] = defaultdict(list)
-        for position, key in enumerate(keys):
-            of_key[key].append(position)
-        for key, indices in of_key.items():
-            frame_index = np.array(indices, np.int64)
-            count = len(indices)
-            rows[key].append(
+        pairs, pair_of_frame = np.unique(
+            np.stack([positions.path_code, np.rint(planes * 1000)]), axis=1, return_inverse=True
+        )
+        for pair, (code, plane_nm) in enumerate(pairs.T.tolist()):
+            path = positions.path_identifiers[int(code)] or lead.optical_paths[0].identifier
+            frame_index = np.flatnonzero(pair_of_frame.ravel() == pair)
+            count = len(frame_index)
+            rows[path, _plane_key(plane_nm / 1000)].append(
                 TileTable(
                     instance_index=np.full(count, member),
                     frame_index=frame_index,

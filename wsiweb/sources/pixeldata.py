@@ -91,6 +91,26 @@ class RandomAccessFile:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """The same over bytes: a deflated dataset, inflated."""
+
+    path: Path
+    data: bytes
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes from ``offset``."""
+        return self.data[offset : offset + size]
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.data)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class NativeFrames:
     """Uncompressed frames, one after the other."""
 
@@ -100,7 +120,7 @@ class NativeFrames:
     length: int
     """Of all, as the data element says."""
 
-    def read(self, file: RandomAccessFile, frame_index: int) -> bytes:
+    def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
         """Return a frame as stored; short where the file or the element is cut."""
         within = frame_index * self.frame_bytes
         return file.read(max(min(self.frame_bytes, self.length - within), 0), self.start + within)
@@ -126,7 +146,7 @@ class EncapsulatedFrames:
     """
 
     def __init__(
-        self, file: RandomAccessFile, start: int, number_of_frames: int, extended_offsets: Offsets | None
+        self, file: RandomAccessFile | MemoryFile, start: int, number_of_frames: int, extended_offsets: Offsets | None
     ) -> None:
         self._number_of_frames = number_of_frames
         header = file.read(8, start)
@@ -144,7 +164,7 @@ class EncapsulatedFrames:
         self._offsets: Offsets | None = offsets if usable else None
         self._fragments: list[list[tuple[int, int]]] | None = None
 
-    def read(self, file: RandomAccessFile, frame_index: int) -> bytes:
+    def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
         """Return the code stream of a frame, fragments joined; short or empty where the file is cut."""
         if self._offsets is not None:
             data = self._read_by_offset(file, self._offsets, frame_index)
@@ -161,7 +181,7 @@ class EncapsulatedFrames:
         """Whether a frame is all there, as far as its container tells."""
         return bool(data)
 
-    def _read_by_offset(self, file: RandomAccessFile, offsets: Offsets, frame_index: int) -> bytes | None:
+    def _read_by_offset(self, file: RandomAccessFile | MemoryFile, offsets: Offsets, frame_index: int) -> bytes | None:
         """Read the items of a frame at once; None where the table does not point at items."""
         position = self._first + int(offsets[frame_index])
         if frame_index + 1 < len(offsets):
@@ -178,7 +198,7 @@ class EncapsulatedFrames:
                 return b""
             position += 8 + length
 
-    def _walk(self, file: RandomAccessFile) -> tuple[list[int], list[int]]:
+    def _walk(self, file: RandomAccessFile | MemoryFile) -> tuple[list[int], list[int]]:
         """Return offsets and lengths of all fragments."""
         offsets, lengths = [], []
         position, end = self._first, file.size
@@ -194,7 +214,9 @@ class EncapsulatedFrames:
             position += 8 + length
         return offsets, lengths
 
-    def _group(self, file: RandomAccessFile, offsets: list[int], lengths: list[int]) -> list[list[tuple[int, int]]]:
+    def _group(
+        self, file: RandomAccessFile | MemoryFile, offsets: list[int], lengths: list[int]
+    ) -> list[list[tuple[int, int]]]:
         """Assign fragments to frames."""
         fragments = list(zip(offsets, lengths, strict=True))
         if self._number_of_frames == 1:

@@ -1,0 +1,166 @@
+"""Walk the last data elements of a Part 10 file: per-frame functional groups, and where the pixel data begin.
+
+pydicom reads the header before them. It would make some ten objects for each frame here, seconds for a sparse slide,
+of which reading needs four numbers (PS3.5 7 has the encoding).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wsiweb.errors import MetadataError
+
+if TYPE_CHECKING:
+    import mmap
+
+PER_FRAME_GROUPS = 0x52009230
+PIXEL_DATA = 0x7FE00010
+EXTENDED_OFFSET_TABLE = 0x7FE00001
+_PIXEL_DATA_OF_ANY_KIND = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_SEQUENCES = frozenset({0x0048021A, 0x00480207, 0x00289110})
+"""Plane Position (Slide), Optical Path Identification, Pixel Measures."""
+_VALUES = {
+    0x0048021E: "SL",  # ColumnPositionInTotalImagePixelMatrix
+    0x0048021F: "SL",  # RowPositionInTotalImagePixelMatrix
+    0x0040074A: "DS",  # ZOffsetInSlideCoordinateSystem
+    0x00480106: "SH",  # OpticalPathIdentifier
+    0x00280030: "DS",  # PixelSpacing
+    0x00180088: "DS",  # SpacingBetweenSlices
+}
+_NAMES = {tag: f"{tag:08X}" for tag in (*_SEQUENCES, *_VALUES)}
+_MAX_DEPTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What stands after the header."""
+
+    frame_groups: list[dict[str, Any]] | None
+    """Items of PerFrameFunctionalGroupsSequence in the DICOM JSON model; of each only what places the frame."""
+    extended_offsets: tuple[int, int] | None
+    """Offset and length of the value of the Extended Offset Table."""
+    pixel_tag: int | None
+    """Which kind of pixel data there is."""
+    pixel_start: int
+    """Offset of its value."""
+    pixel_length: int
+    """As declared; 0xFFFFFFFF is encapsulated."""
+
+
+def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_endian: bool) -> Tail:
+    """Walk over the elements from ``position`` to the pixel data.
+
+    Parameters
+    ----------
+    data
+        The file: bytes, or a memory map.
+    position
+        Of the first element.
+    implicit, big_endian
+        Encoding of the transfer syntax.
+
+    Raises
+    ------
+    MetadataError
+        The elements are malformed or cut short.
+    """
+    walker = _Walker(data, implicit=implicit, big_endian=big_endian)
+    groups: list[dict[str, Any]] | None = None
+    table: tuple[int, int] | None = None
+    try:
+        while position + 8 <= len(data):
+            tag, length, value, is_sequence = walker.header(position)
+            if tag in _PIXEL_DATA_OF_ANY_KIND:
+                return Tail(groups, table, tag, value, length)
+            if tag == EXTENDED_OFFSET_TABLE:
+                table = value, length
+            if tag == PER_FRAME_GROUPS:
+                groups, position = walker.items(value, length, depth=0)
+            elif is_sequence or length == _UNDEFINED:
+                position = walker.items(value, length, depth=0)[1] if length == _UNDEFINED else value + length
+            else:
+                position = value + length
+    except (struct.error, IndexError) as error:
+        raise MetadataError(f"its data elements are cut short at byte {position:,}") from error
+    return Tail(groups, table, None, position, 0)
+
+
+class _Walker:
+    """Reads elements of one encoding."""
+
+    def __init__(self, data: bytes | mmap.mmap, *, implicit: bool, big_endian: bool) -> None:
+        order = ">" if big_endian else "<"
+        self._data: Any = data
+        self._implicit = implicit
+        self._head = struct.Struct(f"{order}HHI")
+        self._short = struct.Struct(f"{order}H")
+        self._long = struct.Struct(f"{order}I")
+        self._signed = struct.Struct(f"{order}i")
+
+    def header(self, position: int) -> tuple[int, int, int, bool]:
+        """Return tag, length, offset of the value, and whether it is a sequence."""
+        data = self._data
+        group, element, length = self._head.unpack_from(data, position)
+        tag = group << 16 | element
+        if self._implicit or group == 0xFFFE:
+            return tag, length, position + 8, tag in _SEQUENCES
+        vr = data[position + 4 : position + 6]
+        if vr in _LONG_VRS:
+            return tag, self._long.unpack_from(data, position + 8)[0], position + 12, vr == b"SQ"
+        return tag, self._short.unpack_from(data, position + 6)[0], position + 8, False
+
+    def items(self, position: int, length: int, depth: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the items of a sequence, and the offset after it."""
+        if depth > _MAX_DEPTH:
+            raise MetadataError("its sequences are nested too deeply")
+        found: list[dict[str, Any]] = []
+        end = len(self._data) if length == _UNDEFINED else position + length
+        while position < end:
+            tag, item_length, position, _ = self.header(position)
+            if tag == _SEQUENCE_END:
+                break
+            if tag != _ITEM:
+                raise MetadataError(f"a sequence has something else than items at byte {position:,}")
+            item, position = self._item(position, item_length, depth)
+            found.append(item)
+        return found, position
+
+    def _item(self, position: int, length: int, depth: int) -> tuple[dict[str, Any], int]:
+        found: dict[str, Any] = {}
+        end = len(self._data) if length == _UNDEFINED else position + length
+        while position < end:
+            tag, length, value, is_sequence = self.header(position)
+            if tag == _ITEM_END:
+                return found, value
+            if tag in _SEQUENCES:
+                items, position = self.items(value, length, depth + 1)
+                found[_NAMES[tag]] = {"vr": "SQ", "Value": items}
+            elif length == _UNDEFINED:
+                position = self.items(value, length, depth + 1)[1]
+            else:
+                position = value + length
+                if not is_sequence and tag in _VALUES:
+                    found[_NAMES[tag]] = self._value(tag, value, length)
+        return found, position
+
+    def _value(self, tag: int, position: int, length: int) -> dict[str, Any]:
+        vr = _VALUES[tag]
+        if vr == "SL":
+            values: list[Any] = [self._signed.unpack_from(self._data, position)[0]] if length >= 4 else []
+        else:
+            values = self._data[position : position + length].decode("latin-1").strip(" \0").split("\\")
+            if vr == "DS":
+                values = [_number(text) for text in values]
+        return {"vr": vr, "Value": values}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # whoever needs it says what is wrong
