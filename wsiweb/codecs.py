@@ -61,19 +61,24 @@ def decode(
     """
     _check_supported(pixels)
     syntax = frame.transfer_syntax_uid or transfer_syntax_uid
-    raw_length = _raw_length(pixels)
+    raw_length = next((length for length in _raw_lengths(pixels) if 0 <= len(frame.data) - length <= 1), None)
     stream = None
     # Raw pixels may begin like a code stream by chance.
-    if not (syntax in NATIVE and len(frame.data) in (raw_length, raw_length + 1)):
+    if syntax not in NATIVE or raw_length is None:
         stream = inspect(frame.data)
     if stream is not None:
         image = _decode_stream(frame.data, stream, pixels, visible)
     elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
         image = _decode_rle(frame.data, pixels)
-    elif len(frame.data) in (raw_length, raw_length + 1):
-        image = _decode_raw(frame.data, pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
+    elif raw_length is not None:
+        # Compressed as stored, raw as sent: a server has decompressed it, and then YBR has become RGB.
+        stored = transfer_syntax_uid
+        decompressed = pixels.lossy if stored is None else stored not in NATIVE
+        image = _decode_raw(
+            frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN, decompressed=decompressed
+        )
     else:
-        raise _unknown_bytes(frame.data, syntax, raw_length)
+        raise _unknown_bytes(frame.data, syntax, _raw_lengths(pixels)[0])
     return _finish(image, pixels, visible)
 
 
@@ -83,19 +88,16 @@ def _check_supported(pixels: PixelFormat) -> None:
             f"Pixels of {pixels.samples_per_pixel} samples with {pixels.bits_allocated} bits are not read: "
             f"1 or 3 samples of 8 or 16 bits are."
         )
-    if pixels.signed:
-        raise UnsupportedError("Signed pixels (PixelRepresentation 1) are not read.")
-    if pixels.photometric == "PALETTE COLOR":
-        raise UnsupportedError("PALETTE COLOR images are not read.")
-    if pixels.colour and pixels.bits_allocated != 8:
-        raise UnsupportedError(f"Colour images of {pixels.bits_allocated} bits are not read.")
+    if pixels.photometric.startswith("YBR_PARTIAL"):
+        raise UnsupportedError(f"{pixels.photometric} pixels, which DICOM has retired, are not read.")
 
 
-def _raw_length(pixels: PixelFormat) -> int:
-    samples = pixels.rows * pixels.columns * pixels.samples_per_pixel
-    if pixels.photometric == "YBR_FULL_422":
-        samples = pixels.rows * pixels.columns * 2
-    return samples * (pixels.bits_allocated // 8)
+def _raw_lengths(pixels: PixelFormat) -> tuple[int, ...]:
+    """Return the lengths that a raw frame may have, padding aside."""
+    whole = pixels.rows * pixels.columns * pixels.samples_per_pixel * (pixels.bits_allocated // 8)
+    if pixels.photometric == "YBR_FULL_422":  # two chroma samples for two pixels, or RGB from who decompressed it
+        return whole, whole // 3 * 2
+    return (whole,)
 
 
 def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exception:
@@ -178,18 +180,21 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
     return ybr_full_to_rgb(interleaved) if pixels.photometric == "YBR_FULL" else interleaved
 
 
-def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> Pixels:
+def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool, decompressed: bool) -> Pixels:
     dtype = np.dtype("u1") if pixels.bits_allocated == 8 else np.dtype(">u2" if big_endian else "<u2")
-    flat = np.frombuffer(data, dtype, _raw_length(pixels) // dtype.itemsize)
+    flat = np.frombuffer(data, dtype)
     if pixels.samples_per_pixel == 1:
         return flat.reshape(pixels.rows, pixels.columns)
-    if pixels.photometric == "YBR_FULL_422":
-        raise UnsupportedError("Native YBR_FULL_422 frames are not read.")
-    if pixels.planar_configuration == 1:
+    if len(flat) == pixels.rows * pixels.columns * 2:  # YBR_FULL_422: Y Y Cb Cr (PS3.3 C.7.6.3.1.2)
+        quads = flat.reshape(pixels.rows, pixels.columns // 2, 4)
+        chroma = np.repeat(quads[..., 2:], 2, axis=1)
+        luma = quads[..., :2].reshape(pixels.rows, pixels.columns, 1)
+        return ybr_full_to_rgb(np.concatenate([luma, chroma], axis=2))
+    if pixels.planar_configuration == 1 and not decompressed:
         image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
     else:
         image = flat.reshape(pixels.rows, pixels.columns, 3)
-    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
+    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" and not decompressed else image
 
 
 def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int, int]) -> None:
@@ -209,18 +214,30 @@ def _finish(image: Pixels, pixels: PixelFormat, visible: tuple[int, int]) -> Pix
     if image.ndim not in (2, 3):
         raise DecodeError(f"The frame decoded to an array of shape {image.shape}.")
     _check_size(image.shape[1], image.shape[0], pixels, visible)
-    if pixels.colour:
-        if image.ndim == 2:  # a gray frame in a colour level
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DecodeError(f"The frame decoded to {image.dtype} of shape {image.shape}, which is no 8-bit RGB.")
-        return image
+    if pixels.palette is not None and image.ndim == 2:
+        return pixels.palette.apply(image)
+    return _finish_colour(image, pixels) if pixels.colour else _finish_monochrome(image, pixels)
+
+
+def _finish_colour(image: Pixels, pixels: PixelFormat) -> Pixels:
+    if image.ndim == 2:  # a gray frame in a colour level
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.dtype.kind == "u" and image.dtype.itemsize == 2:  # colour is 8 bits here, whatever is stored
+        image = (image.astype(np.uint16) >> max(pixels.bits_stored - 8, 0)).astype(np.uint8)
+    if image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DecodeError(f"The frame decoded to {image.dtype} of shape {image.shape}, which is no RGB.")
+    return image
+
+
+def _finish_monochrome(image: Pixels, pixels: PixelFormat) -> Pixels:
     if image.ndim != 2:
         raise DecodeError(f"The frame has {image.shape[2]} components, where the metadata say it is monochrome.")
-    if image.dtype != pixels.dtype:
-        if image.dtype.kind != "u" or (image.dtype.itemsize > pixels.dtype.itemsize and image.max() > 255):
-            raise DecodeError(f"The frame decoded to {image.dtype}, where the metadata say {pixels.dtype}.")
-        image = image.astype(pixels.dtype)
+    too_wide = image.dtype.itemsize > pixels.dtype.itemsize and image.size and int(image.max()) > 255
+    if image.dtype.kind not in "ui" or too_wide:
+        raise DecodeError(f"The frame decoded to {image.dtype}, where the metadata say {pixels.dtype}.")
+    if pixels.signed:  # shifted up, so that larger stays brighter: the lowest value becomes 0
+        mask, sign = (1 << pixels.bits_stored) - 1, 1 << (pixels.bits_stored - 1)
+        image = (image.astype(np.int32) & mask) ^ sign
     if pixels.photometric == "MONOCHROME1":
-        image = ((1 << pixels.bits_stored) - 1 - image).astype(pixels.dtype)
-    return image
+        image = (1 << pixels.bits_stored) - 1 - image.astype(np.int32)
+    return image.astype(pixels.dtype, copy=False)

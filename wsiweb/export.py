@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.pyramid import Channel, Level
+    from wsiweb.images import Channel
+    from wsiweb.pyramid import Level
     from wsiweb.reader import Reader
 
     Progress = Callable[[int, int], None]

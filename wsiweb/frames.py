@@ -76,12 +76,6 @@ class Concatenation:
     name: str
     """What to call it in a message."""
 
-    def __post_init__(self) -> None:
-        if (self.offsets[1:] < (self.offsets + self.counts)[:-1]).any():
-            raise MetadataError(
-                f"The parts of {self.name} overlap: offsets {self.offsets.tolist()}, frames {self.counts.tolist()}."
-            )
-
     def locate(self, frame: Integers) -> tuple[Integers, Integers]:
         """Return instance index and frame index of 0-based frames of the whole concatenation.
 

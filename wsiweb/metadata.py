@@ -12,6 +12,7 @@ import numpy as np
 
 from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
 from wsiweb.errors import MetadataError
+from wsiweb.palette import Palette, read_palette
 from wsiweb.sources.base import InstanceAddress, JsonDataset
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class PixelFormat:
     planar_configuration: int
     lossy: bool
     """Whether the pixels have been compressed lossily."""
+    palette: Palette | None = None
+    """Of PALETTE COLOR."""
     photometric_forced: bool = False
     """Whether the user has stated it: then it goes before the code stream."""
 
@@ -111,6 +114,9 @@ class Instance:
     concatenation_offset: int
     """Frames of the concatenation that come before this instance."""
     pyramid_uid: str | None
+    origin_mm: tuple[float, float] | None
+    """(x, y) of the total pixel matrix in the slide coordinate system."""
+    acquisition_datetime: str | None
     frame_of_reference_uid: str | None
     extended_depth_of_field: bool
     absent_pixel_cielab: tuple[int, int, int] | None
@@ -208,6 +214,8 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         concatenation_uid=attributes.string("ConcatenationUID"),
         concatenation_offset=max(attributes.integer("ConcatenationFrameOffsetNumber") or 0, 0),
         pyramid_uid=attributes.string("PyramidUID"),
+        origin_mm=_origin(origin),
+        acquisition_datetime=attributes.string("AcquisitionDateTime"),
         frame_of_reference_uid=attributes.string("FrameOfReferenceUID"),
         extended_depth_of_field=attributes.string("ExtendedDepthOfField") == "YES",
         absent_pixel_cielab=(int(lab[0]), int(lab[1]), int(lab[2])) if len(lab) == 3 else None,
@@ -241,6 +249,7 @@ def _pixel_format(attributes: Attributes) -> PixelFormat:
         photometric=photometric or ("MONOCHROME2" if samples == 1 else "RGB"),
         planar_configuration=attributes.integer("PlanarConfiguration") or 0,
         lossy=attributes.string("LossyImageCompression") == "01",
+        palette=read_palette(attributes) if photometric == "PALETTE COLOR" else None,
     )
 
 
@@ -272,6 +281,11 @@ def _pixel_measures(shared: Attributes, attributes: Attributes, per_frame: list[
 def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:
     numbers = attributes.numbers(keyword)
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _origin(origin: Attributes) -> tuple[float, float] | None:
+    x, y = origin.number("XOffsetInSlideCoordinateSystem"), origin.number("YOffsetInSlideCoordinateSystem")
+    return None if x is None or y is None else (x, y)
 
 
 def _volume(attributes: Attributes) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from wsiweb.bulk import fill_in
 from wsiweb.errors import MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
 
@@ -229,10 +230,10 @@ def _service_source(
     return source
 
 
-def instances_of(
-    datasets: Sequence[JsonDataset], *, photometric: str | None
-) -> tuple[list[Instance], list[JsonDataset]]:
-    """Return the whole-slide instances and their datasets; a malformed one is reported and left out.
+def instances_of(source: FrameSource, *, photometric: str | None) -> tuple[list[Instance], list[JsonDataset]]:
+    """Ask for the metadata; return the whole-slide instances and their datasets.
+
+    A malformed instance is reported and left out.
 
     Raises
     ------
@@ -243,8 +244,10 @@ def instances_of(
     """
     instances: dict[str, tuple[Instance, JsonDataset]] = {}
     problems = []
-    for dataset in datasets:
+    datasets = source.metadata()
+    for given in datasets:
         try:
+            dataset = fill_in(given, source, report) if source.remote else given
             instance = Instance.from_json(dataset)
         except MetadataError as error:
             problems.append(str(error))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsiweb.geometry import Rectangle
-    from wsiweb.pyramid import Channel, Level
+    from wsiweb.images import Channel
+    from wsiweb.pyramid import Level
 
 FrameKey = tuple[int, int]
 """(instance index, frame index) within a slide: what caches and requests are keyed by."""

@@ -1,23 +1,23 @@
-"""From instances to pyramids: levels by size, and in each a frame index for every optical path and focal plane.
+"""From instances to pyramids: levels by size, and in each the channels, by optical path and focal plane.
 
-Pure. Neither pixels nor requests: the differences between tilings, concatenations and channels end here.
+Pure: neither pixels nor requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from wsiweb.colour import cielab_to_srgb
 from wsiweb.errors import MetadataError, RegionError
-from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, TileTable
 from wsiweb.geometry import Rectangle
+from wsiweb.images import Channel, ChannelKey, Image, images_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
 
     from wsiweb.metadata import Instance
 
@@ -36,6 +36,8 @@ class Level:
     """Relative to level 0; the mean of both axes where they differ by rounding."""
     mpp: tuple[float, float] | None
     """Micrometres a pixel, (x, y), or None where the slide does not tell."""
+    mpp_source: str | None
+    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to level 0, or what the user stated."""
     base_size: tuple[int, int]
     """(w, h) of level 0."""
     tile_size: tuple[int, int]
@@ -57,23 +59,13 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Channel:
-    """What one optical path shows of one level in one focal plane."""
-
-    tiles: tuple[TileIndex, ...]
-    """Usually one; several where instances of different tilings share the channel."""
-    colour: bool
-    dtype: np.dtype[Any]
-    background: tuple[int, ...]
-    """Colour of what the slide does not have, one value a sample."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Pyramid:
     """The levels that belong together."""
 
     uid: str | None
     """Pyramid UID (0008,0019)."""
+    lead_uid: str
+    """SOP Instance UID of (the first part of) level 0."""
     extended_depth_of_field: bool
     levels: tuple[Level, ...]
     optical_paths: tuple[str, ...]
@@ -125,6 +117,10 @@ def build_pyramids(
 ) -> tuple[Pyramid, ...]:
     """Sort the VOLUME instances into pyramids, the default one first.
 
+    Extended depth of field, Pyramid UID, else frame of reference tell pyramids apart; then origins too far from each
+    other for one picture; and where two images claim the same place, what else differs between them. Series that were
+    opened as one are channels of one pyramid.
+
     Parameters
     ----------
     instances
@@ -139,217 +135,188 @@ def build_pyramids(
     MetadataError
         No pyramid is left.
     """
-    groups: defaultdict[tuple[bool, str], list[_Image]] = defaultdict(list)
-    problems = []
-    for members in _concatenations(instances):
-        lead = instances[members[0]]
-        try:
-            image = _Image.build([instances[member] for member in members], members)
-        except MetadataError as error:
-            problems.append(str(error))
-            continue
-        groups[lead.extended_depth_of_field, lead.pyramid_uid or lead.frame_of_reference_uid or ""].append(image)
-    pyramids = [_pyramid(images, mpp) for images in groups.values()]
-    if not pyramids:
+    problems: list[str] = []
+    images = images_of(instances, problems)
+    if not images:
         raise MetadataError(" ".join(problems) or "There is no VOLUME image.")
     for problem in problems:
-        report(f"{problem} This level is left out.")
+        report(f"{problem} This image is left out.")
+    series = list(dict.fromkeys(instance.address.series_uid for instance in instances if instance.flavor == "VOLUME"))
+    if len(series) > 1:
+        images = _distinct_paths(images, series)
+    groups: defaultdict[tuple[bool, str], list[Image]] = defaultdict(list)
+    for image in images:
+        lead = image.lead
+        group = "" if len(series) > 1 else lead.pyramid_uid or lead.frame_of_reference_uid or ""
+        groups[lead.extended_depth_of_field, group].append(image)
+    pyramids = [
+        _pyramid(pyramid_images, series, mpp)
+        for group_images in groups.values()
+        for cluster in _far_apart(group_images)
+        for pyramid_images in _without_conflicts(cluster)
+    ]
     # The contract's default: the largest level 0, without extended depth of field first, then the lowest UID.
-    pyramids.sort(key=lambda p: (-p.levels[0].width * p.levels[0].height, p.extended_depth_of_field, p.uid or ""))
+    pyramids.sort(
+        key=lambda p: (-p.levels[0].width * p.levels[0].height, p.extended_depth_of_field, p.uid or "", p.lead_uid)
+    )
     return tuple(pyramids)
 
 
 def single_image(instance: Instance, instance_index: int) -> tuple[Level, Channel]:
     """Return a label, overview or thumbnail as a level of its own, with its first channel."""
-    image = _Image.build([instance], [instance_index])
-    return _level([image], index=0, base=None, mpp=instance.mpp), next(iter(image.channels.values()))
+    image = Image.build([instance], [instance_index])
+    return _level([image], 0, instance, instance.mpp, None), next(iter(image.channels.values()))
 
 
-def _concatenations(instances: Sequence[Instance]) -> Iterable[list[int]]:
-    """Group the VOLUME instances by ConcatenationUID, parts by rising offset."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for position, instance in enumerate(instances):
-        if instance.flavor == "VOLUME":
-            groups[instance.concatenation_uid or instance.address.instance_uid].append(position)
-    for members in groups.values():
-        yield sorted(members, key=lambda member: instances[member].concatenation_offset)
+def _distinct_paths(images: list[Image], series: list[str]) -> list[Image]:
+    """Give optical paths of different series different names, where they have the same."""
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for image in images:
+        for path, _ in image.channels:
+            owners[path].add(image.lead.address.series_uid)
+    renamed = []
+    for image in images:
+        position = series.index(image.lead.address.series_uid) + 1
+        channels = {
+            (path if len(owners[path]) == 1 else f"{position}:{path}", plane): channel
+            for (path, plane), channel in image.channels.items()
+        }
+        renamed.append(replace(image, channels=channels))
+    return renamed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Image:
-    """A whole image: one instance, or all parts of a concatenation."""
+def _far_apart(images: list[Image]) -> list[list[Image]]:
+    """Tell apart what lies farther from each other than half the size of the smaller: two places on the glass.
 
-    lead: Instance
-    channels: dict[tuple[str, float], Channel]
-    """By optical path and focal plane in µm."""
-
-    @classmethod
-    def build(cls, parts: list[Instance], members: list[int]) -> _Image:
-        lead = parts[0]
-        for part in parts:
-            shape = (part.matrix_width, part.matrix_height, part.pixels.columns, part.pixels.rows)
-            if shape != (lead.matrix_width, lead.matrix_height, lead.pixels.columns, lead.pixels.rows):
-                raise MetadataError(
-                    f"Instances {lead.address.instance_uid} and {part.address.instance_uid} are parts of one "
-                    f"concatenation but differ in their size."
-                )
-        sparse = lead.organization != "TILED_FULL" and all(part.positions is not None for part in parts)
-        if lead.organization == "TILED_SPARSE" and not sparse:
-            raise MetadataError(
-                f"Instance {lead.address.instance_uid} is TILED_SPARSE, but its metadata lack the position of each "
-                f"frame (PerFrameFunctionalGroupsSequence). Some stores leave out large sequences; Google's does "
-                f"in v1 and not in v1beta1."
-            )
-        tiles = _sparse_channels(parts, members) if sparse else _full_channels(parts, members)
-        pixels = lead.pixels
-        background = _background(lead)
-        channels = {key: Channel((index,), pixels.colour, pixels.dtype, background) for key, index in tiles.items()}
-        return cls(lead, channels)
+    Levels of one pyramid may differ by some pixels of the coarser one, and converters write origins carelessly.
+    """
+    clusters: list[list[Image]] = []
+    for image in sorted(images, key=lambda image: (-image.size[0] * image.size[1], image.lead.address.instance_uid)):
+        home = next((cluster for cluster in clusters if _near(cluster[0].lead, image.lead)), None)
+        if home is None:
+            clusters.append([image])
+        else:
+            home.append(image)
+    return clusters
 
 
-def _full_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str, float], TileIndex]:
-    """Split TILED_FULL, or frames in plain raster order, into optical paths and focal planes."""
-    lead = parts[0]
-    pixels = lead.pixels
-    columns = -(-lead.matrix_width // pixels.columns)
-    rows = -(-lead.matrix_height // pixels.rows)
-    planes, paths = lead.number_of_focal_planes, len(lead.optical_paths)
-    expected = columns * rows * planes * paths
-    name = f"instance {lead.address.instance_uid}"
-    last = max(part.concatenation_offset + part.number_of_frames for part in parts)
-    concatenated = lead.concatenation_uid is not None
-    if last > expected or (last < expected and not concatenated):
-        raise MetadataError(
-            f"The {last} frames of {name} do not fit its {columns} x {rows} tiles, {planes} focal planes and "
-            f"{paths} optical paths."
-        )
-    if concatenated:
-        name = f"concatenation {lead.concatenation_uid}"
-    frames = Concatenation(
-        instance_indices=np.array(members, np.int64),
-        # Outside a concatenation the offset means nothing, whatever it says.
-        offsets=np.array([part.concatenation_offset if concatenated else 0 for part in parts], np.int64),
-        counts=np.array([part.number_of_frames for part in parts], np.int64),
-        name=name,
-    )
-    indexes: dict[tuple[str, float], TileIndex] = {
-        (path.identifier, _plane_key(lead.first_plane_um + plane * lead.plane_spacing_um)): FullTileIndex(
-            tile_width=pixels.columns,
-            tile_height=pixels.rows,
-            grid_columns=columns,
-            first_frame=(path_position * planes + plane) * columns * rows,
-            frames=frames,
-        )
-        for path_position, path in enumerate(lead.optical_paths)
-        for plane in range(planes)
-    }
-    return indexes
+def _near(first: Instance, second: Instance) -> bool:
+    if None in (first.origin_mm, second.origin_mm, first.mpp, second.mpp):
+        return True
+    extents = [
+        min(side * axis / 1000 for side, axis in zip((i.matrix_width, i.matrix_height), i.mpp or (), strict=True))
+        for i in (first, second)
+    ]
+    distance = math.dist(first.origin_mm or (), second.origin_mm or ())
+    return distance <= max(extents) / 2
 
 
-def _sparse_channels(parts: list[Instance], members: list[int]) -> dict[tuple[str, float], TileIndex]:
-    """Split frames with positions by the optical path and focal plane that each declares."""
-    lead = parts[0]
-    rows: defaultdict[tuple[str, float], list[TileTable]] = defaultdict(list)
-    for part, member in zip(parts, members, strict=True):
-        positions = part.positions
-        if positions is None:
-            continue
-        planes = np.where(np.isnan(positions.z_um), part.first_plane_um, positions.z_um)
-        pairs, pair_of_frame = np.unique(
-            np.stack([positions.path_code, np.rint(planes * 1000)]), axis=1, return_inverse=True
-        )
-        for pair, (code, plane_nm) in enumerate(pairs.T.tolist()):
-            path = positions.path_identifiers[int(code)] or lead.optical_paths[0].identifier
-            frame_index = np.flatnonzero(pair_of_frame.ravel() == pair)
-            count = len(frame_index)
-            rows[path, _plane_key(plane_nm / 1000)].append(
-                TileTable(
-                    instance_index=np.full(count, member),
-                    frame_index=frame_index,
-                    x=positions.x[frame_index],
-                    y=positions.y[frame_index],
-                    tile_width=np.full(count, lead.pixels.columns),
-                    tile_height=np.full(count, lead.pixels.rows),
-                )
-            )
-    return {key: SparseTileIndex(TileTable.concatenate(tables), lead.matrix_width) for key, tables in rows.items()}
-
-
-def _plane_key(plane_um: float) -> float:
-    return round(plane_um, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
-
-
-def _background(instance: Instance) -> tuple[int, ...]:
-    """RecommendedAbsentPixelCIELabValue, else white for colour and 0 for monochrome (PS3.3 C.8.12.4)."""
-    if not instance.pixels.colour:
-        return (0,)
-    if instance.absent_pixel_cielab is not None:
-        return cielab_to_srgb(instance.absent_pixel_cielab)
-    return (255, 255, 255)
-
-
-def _pyramid(images: list[_Image], mpp: tuple[float, float] | None) -> Pyramid:
-    by_size: defaultdict[tuple[int, int], list[_Image]] = defaultdict(list)
+def _without_conflicts(images: list[Image]) -> list[list[Image]]:
+    """Split images of which two claim the same channel of the same level, as two scans of one place do."""
+    if not _conflict(images):
+        return [images]
+    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
+        groups: defaultdict[object, list[Image]] = defaultdict(list)
+        for image in images:
+            groups[getattr(image.lead, name)].append(image)
+        if len(groups) > 1 and not any(map(_conflict, groups.values())):
+            return list(groups.values())
+    # Nothing tells them apart: the first of each by UID, the second of each, and so on.
+    layers: list[list[Image]] = []
     for image in sorted(images, key=lambda image: image.lead.address.instance_uid):
-        by_size[image.lead.matrix_width, image.lead.matrix_height].append(image)
+        layer = next((layer for layer in layers if not _conflict([*layer, image])), None)
+        if layer is None:
+            layers.append([image])
+        else:
+            layer.append(image)
+    return layers
+
+
+def _conflict(images: list[Image]) -> bool:
+    claimed: dict[tuple[tuple[int, int], ChannelKey], bool] = {}
+    for image in images:
+        for key in image.channels:
+            place = image.size, key
+            if place in claimed and not (claimed[place] and image.sparse):
+                return True
+            claimed[place] = image.sparse
+    return False
+
+
+def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | None) -> Pyramid:
+    by_size: defaultdict[tuple[int, int], list[Image]] = defaultdict(list)
+    for image in sorted(images, key=lambda image: _path_order(image, series)):
+        by_size[image.size].append(image)
     sizes = sorted(by_size, key=lambda size: (-size[0] * size[1], -size[0]))
     base = by_size[sizes[0]][0].lead
-    base_mpp = mpp or next((image.lead.mpp for image in by_size[sizes[0]] if image.lead.mpp), None)
     levels: list[Level] = []
     channels: dict[tuple[int, str, float], Channel] = {}
-    paths: dict[str, None] = {}
     for index, size in enumerate(sizes):
         group = by_size[size]
-        levels.append(_level(group, index=index, base=base, mpp=_level_mpp(group, base, base_mpp, stated=mpp)))
+        base_mpp = levels[0].mpp if levels else mpp
+        levels.append(_level(group, index, base, base_mpp, mpp))
         for image in group:
-            paths.update(dict.fromkeys(path.identifier for path in image.lead.optical_paths))
-            for (path_identifier, plane), channel in image.channels.items():
-                paths.setdefault(path_identifier)
-                channels.setdefault((index, path_identifier, plane), channel)
-    used = {path for _, path, _ in channels}
+            for (path, plane), channel in image.channels.items():
+                key = index, path, plane
+                tiles = channels[key].tiles if key in channels else ()
+                channels[key] = replace(channel, tiles=tiles + channel.tiles)
     return Pyramid(
         uid=base.pyramid_uid,
+        lead_uid=base.address.instance_uid,
         extended_depth_of_field=base.extended_depth_of_field,
         levels=tuple(levels),
-        optical_paths=tuple(path for path in paths if path in used),
+        optical_paths=tuple(dict.fromkeys(path for _, path, _ in channels)),
         focal_planes=tuple(sorted({plane for _, _, plane in channels})),
         channels=channels,
     )
 
 
-def _level_mpp(
-    group: list[_Image],
+def _path_order(image: Image, series: list[str]) -> tuple[object, ...]:
+    """Order images that hold different optical paths: by series, then by identifier, numbers by value."""
+    identifier = image.lead.optical_paths[0].identifier
+    number = int(identifier) if identifier.isdecimal() else -1
+    return series.index(image.lead.address.series_uid), number, identifier, image.lead.address.instance_uid
+
+
+def _level(
+    group: list[Image],
+    index: int,
     base: Instance,
     base_mpp: tuple[float, float] | None,
-    *,
-    stated: tuple[float, float] | None,
-) -> tuple[float, float] | None:
-    own = next((image.lead.mpp for image in group if image.lead.mpp), None)
-    if own is not None and stated is None:
-        return own
-    if base_mpp is None:
-        return None
+    stated_mpp: tuple[float, float] | None,
+) -> Level:
     lead = group[0].lead
-    if own is not None and base.mpp is not None:  # keep the metadata's ratio, correct its scale
-        ratio = own[0] / base.mpp[0], own[1] / base.mpp[1]
-    else:
-        ratio = base.matrix_width / lead.matrix_width, base.matrix_height / lead.matrix_height
-    return base_mpp[0] * ratio[0], base_mpp[1] * ratio[1]
-
-
-def _level(group: list[_Image], *, index: int, base: Instance | None, mpp: tuple[float, float] | None) -> Level:
-    lead = group[0].lead
-    width, height = lead.matrix_width, lead.matrix_height
-    base = lead if base is None else base
-    downsample = (base.matrix_width / width + base.matrix_height / height) / 2
+    width, height = group[0].size
+    ratios = base.matrix_width / width, base.matrix_height / height
+    mpp, source = _level_mpp([image.lead for image in group], base, ratios, base_mpp, stated=stated_mpp is not None)
     return Level(
         index=index,
         width=width,
         height=height,
-        downsample=downsample,
+        downsample=(ratios[0] + ratios[1]) / 2,
         mpp=mpp,
+        mpp_source=source,
         base_size=(base.matrix_width, base.matrix_height),
         tile_size=(lead.pixels.columns, lead.pixels.rows),
         shape=(height, width, 3) if lead.pixels.colour else (height, width),
         dtype=lead.pixels.dtype,
     )
+
+
+def _level_mpp(
+    leads: list[Instance],
+    base: Instance,
+    ratios: tuple[float, float],
+    base_mpp: tuple[float, float] | None,
+    *,
+    stated: bool,
+) -> tuple[tuple[float, float] | None, str | None]:
+    """Return the resolution of a level, and what it was taken from."""
+    own = next((lead for lead in leads if lead.mpp is not None), None)
+    if own is not None and own.mpp is not None and not stated:
+        return own.mpp, "PixelSpacing" if own.pixel_spacing_mm is not None else "ImagedVolumeWidth and -Height"
+    if base_mpp is None:
+        return None, None
+    if own is not None and own.mpp is not None and base.mpp is not None:  # keep the ratio, correct the scale
+        ratios = own.mpp[0] / base.mpp[0], own.mpp[1] / base.mpp[1]
+    return (base_mpp[0] * ratios[0], base_mpp[1] * ratios[1]), "stated" if stated else "the ratio to level 0"

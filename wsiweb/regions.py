@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.images import Channel
     from wsiweb.plan import ReadPlan
-    from wsiweb.pyramid import Channel
     from wsiweb.reader import Reader
     from wsiweb.resolution import View
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from requests.auth import AuthBase
 
     from wsiweb.dicomjson import BinaryValue
+    from wsiweb.images import Channel
     from wsiweb.metadata import Instance
     from wsiweb.patches import PatchPlan
-    from wsiweb.pyramid import Channel
     from wsiweb.sources.base import FrameSource
     from wsiweb.stats import ReadStats
 
@@ -620,7 +620,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
 
 
 def _content(source: FrameSource, mpp: tuple[float, float] | None, photometric: str | None) -> _Content:
-    instances, datasets = opening.instances_of(source.metadata(), photometric=photometric)
+    instances, datasets = opening.instances_of(source, photometric=photometric)
     pyramids = build_pyramids(instances, mpp=mpp, report=opening.report)
     lead = next(instance for instance in instances if instance.flavor == "VOLUME").address
     properties = []

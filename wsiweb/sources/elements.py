@@ -90,6 +90,21 @@ def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_end
     return Tail(groups, table, None, position, 0)
 
 
+def read_items(data: bytes, *, implicit: bool) -> list[dict[str, Any]]:
+    """Return the items of a sequence's value, little endian, as ``Tail.frame_groups`` has them.
+
+    Raises
+    ------
+    MetadataError, struct.error, IndexError
+        It is no such value.
+    """
+    start = 0
+    walker = _Walker(data, implicit=implicit, big_endian=False)
+    if data[4:6] == b"SQ" or int.from_bytes(data[:2], "little") == PER_FRAME_GROUPS >> 16:
+        _, _, start, _ = walker.header(0)  # the whole element was sent, and not its value alone
+    return walker.items(start, len(data) - start, depth=0)[0]
+
+
 class _Walker:
     """Reads elements of one encoding."""
 

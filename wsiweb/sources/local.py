@@ -97,6 +97,8 @@ class LocalSource:
             raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.{broken}")
         for problem in problems:
             self._report(problem)
+        order = {uid: position for position, uid in enumerate(self._series_uids)}
+        datasets.sort(key=lambda dataset: order.get(_uid(dataset, "0020000E") or "", 0))
         return datasets
 
     def _candidates(self) -> Iterator[tuple[Path, bool]]:

@@ -1,0 +1,99 @@
+"""PALETTE COLOR: lookup tables from indices to RGB (PS3.3 C.7.6.3.1.5, C.7.9)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.errors import MetadataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsiweb.dicomjson import Attributes
+
+_MAX_ENTRIES = 65_536
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Palette:
+    """One lookup table for all three colours."""
+
+    first: int
+    """Index that the first entry is for; smaller ones take the first entry, larger ones than the last the last."""
+    colours: npt.NDArray[np.uint8]
+    """``(n, 3)`` RGB."""
+
+    def apply(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Turn ``(h, w)`` indices into ``(h, w, 3)`` RGB."""
+        rows = np.clip(indices.astype(np.int32) - self.first, 0, len(self.colours) - 1)
+        coloured: npt.NDArray[np.uint8] = self.colours[rows]
+        return coloured
+
+
+def read_palette(attributes: Attributes) -> Palette:
+    """Return the palette of an image.
+
+    Raises
+    ------
+    MetadataError
+        A table is missing, or is not what its descriptor says.
+    """
+    tables, first = [], 0
+    for colour in ("Red", "Green", "Blue"):
+        descriptor = [int(number) for number in attributes.numbers(f"{colour}PaletteColorLookupTableDescriptor")]
+        if len(descriptor) != 3:
+            raise MetadataError(f"{colour}PaletteColorLookupTableDescriptor has {len(descriptor)} values, not 3.")
+        entries = descriptor[0] % _MAX_ENTRIES or _MAX_ENTRIES
+        first, bits = descriptor[1], descriptor[2]
+        plain = attributes.binary(f"{colour}PaletteColorLookupTableData")
+        segmented = attributes.binary(f"Segmented{colour}PaletteColorLookupTableData")
+        value = plain or segmented
+        if value is None or value.inline is None:
+            raise MetadataError(f"{colour}PaletteColorLookupTableData are missing.")
+        table = _unsegmented(value.inline, entries) if plain is None else _table(value.inline, entries)
+        tables.append((table >> (8 if bits > 8 else 0)).astype(np.uint8))
+    return Palette(first, np.stack(tables, axis=1))
+
+
+def _table(data: bytes, entries: int) -> npt.NDArray[np.uint16]:
+    """Entries are words, or bytes where there are no more bytes than entries."""
+    dtype = np.dtype("<u2") if len(data) >= 2 * entries else np.dtype("u1")
+    if len(data) < entries * dtype.itemsize:
+        raise MetadataError(f"a palette has {len(data)} bytes for {entries} entries.")
+    return np.frombuffer(data, dtype, entries).astype(np.uint16)
+
+
+def _unsegmented(data: bytes, entries: int) -> npt.NDArray[np.uint16]:
+    """Expand segments (PS3.3 C.7.9.2): discrete values, linear ramps, repetitions of earlier segments."""
+    words = struct.unpack(f"<{len(data) // 2}H", data[: len(data) // 2 * 2])
+    table: list[int] = []
+    _expand(words, 0, len(words), None, table, entries)
+    if len(table) != entries:
+        raise MetadataError(f"a segmented palette expands to {len(table)} entries, not {entries}.")
+    return np.array(table, np.uint16)
+
+
+def _expand(words: tuple[int, ...], position: int, end: int, count: int | None, table: list[int], entries: int) -> None:
+    """Append ``count`` segments (or all) from ``position``."""
+    done = 0
+    while position + 1 < end and (count is None or done < count) and len(table) <= entries:
+        kind, length = words[position], words[position + 1]
+        position += 2
+        if kind == 0:
+            table.extend(words[position : position + length])
+            position += length
+        elif kind == 1 and table and position < end:
+            target, start = words[position], table[-1]
+            table.extend(round(start + (target - start) * step / length) for step in range(1, length + 1))
+            position += 1
+        elif kind == 2 and position + 1 < end and count is None:
+            offset = (words[position] | words[position + 1] << 16) // 2
+            _expand(words, offset, end, length, table, entries)
+            position += 2
+        else:
+            raise MetadataError(f"a segmented palette has a segment of kind {kind}.")
+        done += 1
