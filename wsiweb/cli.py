@@ -162,6 +162,7 @@ def describe(slide: Slide) -> dict[str, Any]:
                 "size": level.size,
                 "downsample": level.downsample,
                 "mpp": level.mpp,
+                "mpp_source": level.mpp_source,
                 "tile_size": level.tile_size,
             }
             for level in slide.levels
@@ -193,6 +194,7 @@ def _print_info(slide: Slide) -> None:
     _stdout.print(level_table(slide))
     facts = {
         "pixels": f"{slide.dtype}, {'RGB' if len(slide.levels[0].shape) == 3 else 'monochrome'}",
+        "resolution from": slide.levels[0].mpp_source or "nowhere: state it with mpp=",
         "optical paths": ", ".join(slide.optical_paths),
         "focal planes": ", ".join(f"{plane:g} µm" for plane in slide.focal_planes),
         "associated images": ", ".join(slide.associated_images) or "none",

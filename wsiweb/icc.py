@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _HEADER_BYTES = 128
+_lock = threading.Lock()
 
 
 def trimmed(profile: bytes) -> bytes:
@@ -44,6 +46,8 @@ def to_srgb(image: npt.NDArray[np.uint8], profile: bytes) -> npt.NDArray[np.uint
     """Convert ``(h, w, 3)`` uint8 from the profile's colours to sRGB, in place."""
     from PIL import Image, ImageCms  # noqa: PLC0415
 
-    converted = ImageCms.applyTransform(Image.fromarray(image), _transform(profile))
+    with _lock:  # so that threads do not each build it
+        transform = _transform(profile)
+    converted = ImageCms.applyTransform(Image.fromarray(image), transform)
     image[...] = np.asarray(converted)
     return image

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Region = tuple[int, int, int, int]
 """(x, y, w, h)."""
+_CONVERTED_ROWS = 256
 _BAND_BYTES = 32 << 20
 """Of a level's pixels held at once while a region is resampled."""
 
@@ -79,9 +80,17 @@ def read_views(
                 target = next(targets)
                 target[...] = array
                 array = target
-            yield icc.to_srgb(array, profile) if profile else array
+            yield _to_srgb(reader, array, profile) if profile else array
     finally:
         stream.close()
+
+
+def _to_srgb(reader: Reader, array: Pixels, profile: bytes) -> Pixels:
+    """Convert in place, blocks of rows on the decode threads."""
+    blocks = [array[top : top + _CONVERTED_ROWS] for top in range(0, len(array), _CONVERTED_ROWS)]
+    for _ in reader.map_ordered(lambda block: icc.to_srgb(block, profile), blocks):
+        pass
+    return array
 
 
 def integer(value: Any, name: str) -> int:

@@ -89,6 +89,10 @@ class RandomAccessFile:
         if descriptor is not None:
             os.close(descriptor)
 
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryFile:

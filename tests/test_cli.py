@@ -1,0 +1,140 @@
+"""The command line: what it prints, what it writes, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import make_slide
+
+from wsiweb.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from synthetic import SyntheticSlide
+
+    Run = Callable[..., tuple[int, str, str]]
+
+SIZES = ((300, 200), (150, 100))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wsiweb", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        code = exit_.value.code
+        return (code if isinstance(code, int) else 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> SyntheticSlide:
+    return make_slide(tmp_path / "slide", sizes=SIZES, mpp=0.5)
+
+
+def test_info_as_json(run: Run, slide: SyntheticSlide) -> None:
+    code, out, err = run("info", slide.folder, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["size"] == [300, 200]
+    assert [level["size"] for level in found["levels"]] == [[300, 200], [150, 100]]
+    assert found["levels"][1]["mpp"] == pytest.approx([1.0, 1.0])
+
+
+def test_info_for_people(run: Run, slide: SyntheticSlide) -> None:
+    code, out, _ = run("info", slide.folder)
+    assert code == 0
+    assert "300 x 200" in out
+    assert slide.series_uid in out
+
+
+def test_region_with_negative_corner(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "region.png"
+    code, _, _ = run("region", slide.folder, -10, 5, 100, 80, "--output", picture)
+    assert code == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), slide.truth(0, -10, 5, 100, 80))
+
+
+def test_region_of_a_level(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "region.png"
+    assert run("region", slide.folder, 20, 10, 100, 80, "--level", 1, "-o", picture)[0] == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), slide.truth(1, 20, 10, 100, 80))
+
+
+def test_region_at_mpp(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "region.png"
+    assert run("region", slide.folder, 0, 0, 50, 40, "--mpp", 1.0, "-o", picture)[0] == 0
+    with Image.open(picture) as image:
+        assert image.info["dpi"] == pytest.approx((25_400, 25_400), rel=1e-3)
+        np.testing.assert_array_equal(np.asarray(image), slide.truth(1, 0, 0, 50, 40))
+
+
+def test_thumbnail(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "thumbnail.png"
+    assert run("thumbnail", slide.folder, "--max-size", 100, "-o", picture)[0] == 0
+    with Image.open(picture) as image:
+        assert max(image.size) == 100
+
+
+def test_files_are_not_overwritten_unasked(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "thumbnail.png"
+    picture.write_bytes(b"precious")
+    code, _, err = run("thumbnail", slide.folder, "-o", picture)
+    assert code == 2
+    assert "--force" in err
+    assert picture.read_bytes() == b"precious"
+    assert run("thumbnail", slide.folder, "-o", picture, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("info", "/no/such/place"), "/no/such/place"),
+        (("info", "http://127.0.0.1:1/dicom-web/studies/1/series/2"), "127.0.0.1:1"),
+        (("info", "http://127.0.0.1:1/dicom-web"), "studies"),
+    ],
+)
+def test_failures_are_one_line_and_code_1(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_region_off_the_slide_fails(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "region.png"
+    code, _, err = run("region", slide.folder, 5000, 0, 10, 10, "-o", picture)
+    assert code == 1
+    assert "300 x 200" in err
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("no-such-verb",), ("region", "slide", "a", "b", "c", "d")])
+def test_wrong_usage_is_code_2(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("verb", ["demo", "info", "thumbnail", "region"])
+def test_help(run: Run, verb: str) -> None:
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert verb in out
+
+
+def test_credentials_reach_the_service(run: Run, slide: SyntheticSlide) -> None:
+    code, _, err = run("info", slide.folder, "--user", "nobody")
+    assert code == 2
+    assert "USER:PASSWORD" in err
