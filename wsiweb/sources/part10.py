@@ -87,29 +87,39 @@ class Part10File:
         """Return the dataset up to the per-frame groups, and what stands after it."""
         from pydicom.filereader import read_dataset, read_partial  # noqa: PLC0415
 
+        dataset: Dataset
         with self._named_errors(), self.path.open("rb") as stream:
-            dataset: Dataset = read_partial(stream, stop_when=_is_tail, force=True)
-            self.transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
-            if self.transfer_syntax_uid == DEFLATED:
-                inflated = self._inflate()
+            if (inflated := self._inflated()) is not None:
+                self.transfer_syntax_uid = DEFLATED
                 self._file.close()
                 self._file = MemoryFile(self.path, inflated)
                 memory = io.BytesIO(inflated)
                 dataset = read_dataset(memory, is_implicit_VR=False, is_little_endian=True, stop_when=_is_tail)
                 tail = read_tail(inflated, memory.tell(), implicit=False, big_endian=False)
             else:
-                implicit = dataset.original_encoding[0]
+                whole = read_partial(stream, stop_when=_is_tail, force=True)
+                self.transfer_syntax_uid = str(whole.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
+                implicit, _ = whole.original_encoding
+                big_endian = self.transfer_syntax_uid == EXPLICIT_BIG_ENDIAN
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    big_endian = self.transfer_syntax_uid == EXPLICIT_BIG_ENDIAN
                     tail = read_tail(data, stream.tell(), implicit=bool(implicit), big_endian=big_endian)
+                dataset = whole
         if "SOPInstanceUID" not in dataset:
             raise MetadataError(f"{self.path} has no SOPInstanceUID; its header is cut short, or is no DICOM.")
         return dataset, tail
 
-    def _inflate(self) -> bytes:
-        """Return the deflated dataset, inflated; refuses one that would fill the memory."""
+    def _inflated(self) -> bytes | None:
+        """Return a deflated dataset, inflated, or None; refuses one that would fill the memory.
+
+        pydicom would inflate it too, without a bound.
+        """
+        if isinstance(self._file, MemoryFile):
+            return self._file.data
         head = self._file.read(144, 0)
-        offset = 144 + int.from_bytes(head[140:144], "little")  # FileMetaInformationGroupLength (PS3.10 7.1)
+        meta_bytes = int.from_bytes(head[140:144], "little")  # FileMetaInformationGroupLength (PS3.10 7.1)
+        if head[128:132] != b"DICM" or DEFLATED.encode() not in self._file.read(min(meta_bytes, 65_536), 144):
+            return None
+        offset = 144 + meta_bytes
         inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
         while data := self._file.read(1 << 20, offset):
             offset += len(data)

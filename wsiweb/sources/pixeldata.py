@@ -189,8 +189,9 @@ class EncapsulatedFrames:
         """Read the items of a frame at once; None where the table does not point at items."""
         position = self._first + int(offsets[frame_index])
         if frame_index + 1 < len(offsets):
-            items = file.read(int(offsets[frame_index + 1] - offsets[frame_index]), position)
-            return _join(items)
+            size = int(offsets[frame_index + 1] - offsets[frame_index])
+            items = file.read(size, position)
+            return b"" if len(items) < size else _join(items)
         fragments: list[bytes] = []
         while True:  # the last frame ends where the sequence does
             header = file.read(8, position)
@@ -241,15 +242,13 @@ class EncapsulatedFrames:
 
 
 def _join(items: bytes) -> bytes | None:
-    """Take the values out of whole items."""
+    """Take the values out of items; None where they do not fill the bytes exactly."""
     position = 0
     fragments: list[bytes] = []
     while position + 8 <= len(items) and items[position : position + 4] != _SEQUENCE_END:
-        if items[position : position + 4] != _ITEM:
-            return None
         length = int.from_bytes(items[position + 4 : position + 8], "little")
-        if position + 8 + length > len(items):
-            return b"" if fragments or length < _UNDEFINED_LENGTH else None
+        if items[position : position + 4] != _ITEM or position + 8 + length > len(items):
+            return None
         fragments.append(items[position + 8 : position + 8 + length])
         position += 8 + length
     return fragments[0] if len(fragments) == 1 else b"".join(fragments)
