@@ -37,7 +37,7 @@ class Level:
     mpp: tuple[float, float] | None
     """Micrometres a pixel, (x, y), or None where the slide does not tell."""
     mpp_source: str | None
-    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to level 0, or what the user stated."""
+    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to another level, or what the user stated."""
     base_size: tuple[int, int]
     """(w, h) of level 0."""
     tile_size: tuple[int, int]
@@ -201,6 +201,8 @@ def _far_apart(images: list[Image]) -> list[list[Image]]:
 
 
 def _near(first: Instance, second: Instance) -> bool:
+    if first.pyramid_uid is not None:  # the standard's word goes before geometry
+        return True
     if None in (first.origin_mm, second.origin_mm, first.mpp, second.mpp):
         return True
     extents = [
@@ -253,7 +255,7 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
     channels: dict[tuple[int, str, float], Channel] = {}
     for index, size in enumerate(sizes):
         group = by_size[size]
-        base_mpp = levels[0].mpp if levels else mpp
+        base_mpp = levels[0].mpp if levels else mpp or _base_mpp(images, base)
         levels.append(_level(group, index, base, base_mpp, mpp))
         for image in group:
             for (path, plane), channel in image.channels.items():
@@ -268,6 +270,18 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
         optical_paths=tuple(dict.fromkeys(path for _, path, _ in channels)),
         focal_planes=tuple(sorted({plane for _, _, plane in channels})),
         channels=channels,
+    )
+
+
+def _base_mpp(images: list[Image], base: Instance) -> tuple[float, float] | None:
+    """Work out the resolution of level 0 from that of the largest level that tells its own."""
+    telling = [image.lead for image in images if image.lead.mpp is not None]
+    lead = max(telling, key=lambda lead: lead.matrix_width * lead.matrix_height, default=None)
+    if lead is None or lead.mpp is None:
+        return None
+    return (
+        lead.mpp[0] * lead.matrix_width / base.matrix_width,
+        lead.mpp[1] * lead.matrix_height / base.matrix_height,
     )
 
 
@@ -319,4 +333,4 @@ def _level_mpp(
         return None, None
     if own is not None and own.mpp is not None and base.mpp is not None:  # keep the ratio, correct the scale
         ratios = own.mpp[0] / base.mpp[0], own.mpp[1] / base.mpp[1]
-    return (base_mpp[0] * ratios[0], base_mpp[1] * ratios[1]), "stated" if stated else "the ratio to level 0"
+    return (base_mpp[0] * ratios[0], base_mpp[1] * ratios[1]), "stated" if stated else "the ratio to another level"
