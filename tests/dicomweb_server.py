@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pydicom
 from faults import Fault, Kind, Request
 from pydicom.datadict import tag_for_keyword
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BOUNDARY = "wsiweb-test-boundary"
-MEDIA_TYPES = {"1.2.840.10008.1.2.4.50": "image/jpeg", "1.2.840.10008.1.2.4.90": "image/jp2"}
+_COMPRESSED = "1.2.840.10008.1.2.4."
+MEDIA_TYPES = {
+    **{f"{_COMPRESSED}{n}": "image/jpeg" for n in (50, 51, 57, 70)},
+    **{f"{_COMPRESSED}{n}": "image/jls" for n in (80, 81)},
+    **{f"{_COMPRESSED}{n}": "image/jp2" for n in (90, 91)},
+    **{f"{_COMPRESSED}{n}": "image/jxl" for n in (110, 111, 112)},
+    **{f"{_COMPRESSED}{n}": "image/jphc" for n in (201, 202, 203)},
+    "1.2.840.10008.1.2.5": "image/dicom-rle",
+}
+"""PS3.18 Table 8.7.3-5."""
+BIG_ENDIAN, LITTLE_ENDIAN = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1"
 UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
 NOT_MATCHED = ("limit", "offset", "includefield", "fuzzymatching")
 ROUTE = re.compile(
@@ -51,13 +62,20 @@ class StoredInstance:
     def read(cls, path: Path, base_url: str) -> Self:
         """Read a Part 10 file whole; ICC profiles become bulk data."""
         dataset = pydicom.dcmread(path)
-        count = int(dataset.NumberOfFrames)
+        count = int(dataset.get("NumberOfFrames", 1))
         bulk: dict[str, bytes] = {}
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
         else:
             size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+            if dataset.PhotometricInterpretation == "YBR_FULL_422":
+                size = size // 3 * 2
             frames = [dataset.PixelData[i * size : (i + 1) * size] for i in range(count)]
+        if syntax == BIG_ENDIAN:  # nothing of that goes over the web (PS3.18 8.7.3.2)
+            syntax = LITTLE_ENDIAN
+            if dataset.BitsAllocated == 16:
+                frames = [np.frombuffer(frame, ">u2").astype("<u2").tobytes() for frame in frames]
         for keyword in ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
             dataset.pop(keyword, None)
         place = (
@@ -71,7 +89,7 @@ class StoredInstance:
             return place + name
 
         metadata = dataset.to_json_dict(bulk_data_threshold=256, bulk_data_element_handler=to_bulk)
-        return cls(metadata, frames, str(dataset.file_meta.TransferSyntaxUID), bulk)
+        return cls(metadata, frames, syntax, bulk)
 
     def uid(self, keyword: str) -> str:
         return str(self.metadata[f"{tag_for_keyword(keyword):08X}"]["Value"][0])

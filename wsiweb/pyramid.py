@@ -37,7 +37,7 @@ class Level:
     mpp: tuple[float, float] | None
     """Micrometres a pixel, (x, y), or None where the slide does not tell."""
     mpp_source: str | None
-    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to another level, or what the user stated."""
+    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to another level, or the user's word."""
     base_size: tuple[int, int]
     """(w, h) of level 0."""
     tile_size: tuple[int, int]

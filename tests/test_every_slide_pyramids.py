@@ -1,0 +1,219 @@
+"""Several pyramids in one series: told apart, stable, and with the default that the contract documents."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+from kinds_writer import KEY, SIZE, add_level, assert_reads, blank, images_for, new_slide
+from pydicom.uid import generate_uid
+from synthetic import SyntheticSlide, pattern
+
+from wsiweb import WsiWebError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from conftest import Opener
+    from pydicom import Dataset
+
+LARGE = (SIZE, (75, 55))
+SMALL = ((120, 90), (60, 45))
+
+
+def add_pyramid(
+    slide: SyntheticSlide,
+    sizes: Sequence[tuple[int, int]],
+    change: Callable[[Dataset], None],
+    *,
+    salt: int,
+    names: Sequence[str] = ("a", "b"),
+    base_mpp: float = 0.5,
+) -> SyntheticSlide:
+    """Write a pyramid into a slide's series; returns it as a slide of its own."""
+    pyramid = SyntheticSlide(slide.folder, slide.study_uid, slide.series_uid)
+    for n, (size, name) in enumerate(zip(sizes, names, strict=False)):
+        mpp = (base_mpp * sizes[0][0] / size[0], base_mpp * sizes[0][1] / size[1])
+        ds = blank(slide, size, mpp=mpp)
+        change(ds)
+        add_level(pyramid, ds, {KEY: pattern("rgb", *size, salt=salt + 5 * n)}, name=name, mpp=mpp)
+    return pyramid
+
+
+def with_attributes(**attributes: object) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        for keyword, value in attributes.items():
+            setattr(ds, keyword, value)
+
+    return change
+
+
+def moved_to(x_mm: float, y_mm: float) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        origin = ds.TotalPixelMatrixOriginSequence[0]
+        origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = x_mm, y_mm
+
+    return change
+
+
+def assert_pyramids(open_slide: Opener, expected: Sequence[SyntheticSlide]) -> None:
+    """The pyramids are those, in that order; the first is open unless another is asked for."""
+    with open_slide(expected[0]) as opened:
+        assert len(opened.pyramids) == len(expected)
+        assert_reads(opened, expected[0])
+    for index, pyramid in enumerate(expected):
+        with open_slide(pyramid, pyramid=index) as opened:
+            assert_reads(opened, pyramid)
+
+
+@pytest.mark.parametrize("sizes", [(LARGE, SMALL), (SMALL, LARGE)])
+def test_pyramid_uids(tmp_path: Path, open_slide: Opener, sizes: tuple[tuple[tuple[int, int], ...], ...]) -> None:
+    """The default is the one with the largest level 0, whatever its UID; each is reached by its UID as well."""
+    slide = new_slide(tmp_path)
+    uids = sorted(generate_uid() for _ in sizes)
+    pyramids = [
+        add_pyramid(slide, size, with_attributes(PyramidUID=uid), salt=20 * n, names=(f"{n}", f"{9 - n}"))
+        for n, (size, uid) in enumerate(zip(sizes, uids, strict=True))
+    ]
+    by_size = sorted(zip(pyramids, uids, strict=True), key=lambda item: -item[0].levels[0].size[0])
+    assert_pyramids(open_slide, [pyramid for pyramid, _ in by_size])
+    for pyramid, uid in by_size:
+        opened = open_slide(pyramid, pyramid=uid)
+        assert_reads(opened, pyramid)
+        assert [p.uid for p in opened.pyramids] == [uid for _, uid in by_size]
+    for wrong in (2, -1, generate_uid()):
+        with pytest.raises(WsiWebError, match=uids[0]):
+            open_slide(slide, pyramid=wrong)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_equal_sizes_the_lowest_uid_is_the_default(tmp_path: Path, open_slide: Opener, swapped: bool) -> None:
+    slide = new_slide(tmp_path)
+    uids = ["1.2.3.4.5", "1.2.3.4.6"]
+    pyramids = {
+        uid: add_pyramid(slide, LARGE, with_attributes(PyramidUID=uid), salt=20 * n, names=(f"{n}", f"{9 - n}"))
+        for n, uid in enumerate(reversed(uids) if swapped else uids)
+    }
+    assert_pyramids(open_slide, [pyramids[uid] for uid in uids])
+
+
+def test_extended_depth_of_field_comes_after(tmp_path: Path, open_slide: Opener) -> None:
+    """At the same size; even where its UID is lower. It never mixes with the planes that it was made of."""
+    slide = new_slide(tmp_path)
+    first = {"PyramidUID": "1.2.3.1", "ExtendedDepthOfField": "YES", "NumberOfFocalPlanes": 5}
+    extended = add_pyramid(slide, LARGE, with_attributes(**first), salt=0)
+    plain = add_pyramid(slide, LARGE, with_attributes(PyramidUID="1.2.3.2", ExtendedDepthOfField="NO"), salt=30)
+    assert_pyramids(open_slide, [plain, extended])
+
+
+def test_extended_depth_of_field_without_pyramid_uid(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    extended = add_pyramid(slide, LARGE, with_attributes(ExtendedDepthOfField="YES"), salt=0)
+    plain = add_pyramid(slide, LARGE, with_attributes(ExtendedDepthOfField="NO"), salt=30)
+    assert_pyramids(open_slide, [plain, extended])
+
+
+def test_a_larger_extended_depth_of_field_is_the_default(tmp_path: Path, open_slide: Opener) -> None:
+    """Size goes first."""
+    slide = new_slide(tmp_path)
+    extended = add_pyramid(slide, LARGE, with_attributes(ExtendedDepthOfField="YES"), salt=0)
+    plain = add_pyramid(slide, SMALL, with_attributes(ExtendedDepthOfField="NO"), salt=30)
+    assert_pyramids(open_slide, [extended, plain])
+
+
+def test_frames_of_reference(tmp_path: Path, open_slide: Opener) -> None:
+    """Without Pyramid UIDs: what lies in another coordinate system is another picture."""
+    slide = new_slide(tmp_path)
+    small = add_pyramid(slide, SMALL, with_attributes(FrameOfReferenceUID=generate_uid()), salt=0)
+    large = add_pyramid(slide, LARGE, with_attributes(FrameOfReferenceUID=generate_uid()), salt=30)
+    assert_pyramids(open_slide, [large, small])
+
+
+def test_a_pyramid_uid_goes_before_the_frame_of_reference(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    frames_of_reference = iter([generate_uid(), generate_uid()])
+
+    def change(ds: Dataset) -> None:
+        ds.PyramidUID, ds.FrameOfReferenceUID = "1.2.3.4", next(frames_of_reference)
+
+    assert_pyramids(open_slide, [add_pyramid(slide, LARGE, change, salt=0)])
+
+
+def test_two_pieces_of_tissue_on_one_glass(tmp_path: Path, open_slide: Opener) -> None:
+    """Same frame of reference, no Pyramid UID, same sizes, origins 10 mm apart (the images are 0.075 mm wide)."""
+    slide = new_slide(tmp_path)
+    first = add_pyramid(slide, LARGE, moved_to(20, 40), salt=0, names=("a", "d"))
+    second = add_pyramid(slide, SMALL, moved_to(30, 40), salt=30, names=("c", "b"))
+    assert_pyramids(open_slide, [first, second])
+
+
+def test_careless_origins_keep_levels_together(tmp_path: Path, open_slide: Opener) -> None:
+    """Converters round origins, or take the middle of the first pixel: some pixels of the coarser level."""
+    slide = new_slide(tmp_path)
+    origins = itertools.count()
+    pyramid = add_pyramid(slide, LARGE, lambda ds: moved_to(20 + 0.002 * next(origins), 40)(ds), salt=0)
+    assert_pyramids(open_slide, [pyramid])
+
+
+def test_one_pyramid_uid_and_origins_apart(tmp_path: Path, open_slide: Opener) -> None:
+    """What the slide declares one pyramid is one, however far apart its levels claim to lie."""
+    slide = new_slide(tmp_path)
+    origins = itertools.count(20)
+
+    def change(ds: Dataset) -> None:
+        ds.PyramidUID = "1.2.3.4"
+        moved_to(next(origins), 40)(ds)
+
+    assert_pyramids(open_slide, [add_pyramid(slide, LARGE, change, salt=0)])
+
+
+@pytest.mark.parametrize("names", [("ab", "cd"), ("cd", "ab"), ("ad", "bc"), ("ad", "cb")])
+@pytest.mark.parametrize("dated", [True, False])
+def test_two_scans_of_the_same_size_never_mix(
+    tmp_path: Path, open_slide: Opener, names: tuple[str, str], dated: bool
+) -> None:
+    """Neither the order of instances decides what is shown, nor do levels of different scans get together."""
+    slide = new_slide(tmp_path)
+    scans = [
+        add_pyramid(
+            slide,
+            LARGE,
+            with_attributes(AcquisitionDateTime=f"2024010{n + 1}120000") if dated else moved_to(20 + 0.001 * n, 40),
+            salt=30 * n,
+            names=name,
+        )
+        for n, name in enumerate(names)
+    ]
+    scans.sort(key=lambda scan: scan.levels[0].instance_uids[0])
+    assert_pyramids(open_slide, scans)
+
+
+def test_scans_that_nothing_tells_apart(tmp_path: Path, open_slide: Opener) -> None:
+    """Both are there, no level shows both, and it is the same every time."""
+    slide = new_slide(tmp_path)
+    images = [images_for([KEY], salt=n)[KEY] for n in range(2)]
+    uids = [add_level(slide, blank(slide, content="mono8"), {KEY: image}) for image in images]
+    expected = [image for _, image in sorted(zip(uids, images, strict=True), key=lambda item: item[0])]
+    for index, image in enumerate(expected):
+        opened = open_slide(slide, pyramid=index)
+        assert len(opened.pyramids) == 2
+        assert (opened.read_region(0, 0, 0, *SIZE) == image).all()
+
+
+def test_paths_of_a_pyramid_are_those_of_the_one_that_is_open(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    truths = []
+    for n, (size, keys) in enumerate(((SIZE, [("A", 0.0), ("A", 2.0)]), ((120, 90), [("B", 5.0), ("C", 5.0)]))):
+        truth = SyntheticSlide(slide.folder, slide.study_uid, slide.series_uid)
+        ds = blank(slide, size, content="mono8", keys=keys)
+        ds.PyramidUID = f"1.2.3.{n}"
+        ds.OpticalPathSequence[0].ObjectiveLensPower = 20 + n
+        add_level(truth, ds, images_for(keys, size, salt=5 * n))
+        truths.append(truth)
+    for index, (paths, planes) in enumerate(((("A",), (0.0, 2.0)), (("B", "C"), (5.0,)))):
+        opened = open_slide(truths[index], pyramid=index)
+        assert (opened.optical_paths, opened.focal_planes) == (paths, planes)
+        assert opened.properties["objective_power"] == 20 + index
+        assert_reads(opened, truths[index])
