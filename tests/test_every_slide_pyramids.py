@@ -153,8 +153,11 @@ def test_careless_origins_keep_levels_together(tmp_path: Path, open_slide: Opene
     """Converters round origins, or take the middle of the first pixel: some pixels of the coarser level."""
     slide = new_slide(tmp_path)
     origins = itertools.count()
-    pyramid = add_pyramid(slide, LARGE, lambda ds: moved_to(20 + 0.002 * next(origins), 40)(ds), salt=0)
-    assert_pyramids(open_slide, [pyramid])
+
+    def change(ds: Dataset) -> None:
+        moved_to(20 + 0.002 * next(origins), 40)(ds)
+
+    assert_pyramids(open_slide, [add_pyramid(slide, LARGE, change, salt=0)])
 
 
 def test_one_pyramid_uid_and_origins_apart(tmp_path: Path, open_slide: Opener) -> None:

@@ -211,11 +211,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.startswith(PREFIX + "/"):
             raise HttpError(HTTPStatus.NOT_FOUND, f"The service is at {PREFIX}/.")
         host = self.headers.get("Host", "")
+        if host == self.server.server_name or not _HOST.fullmatch(host):
+            host = self.server.address  # dicomweb-client forgets the port
         return Request(
             path.removeprefix(PREFIX),
             urllib.parse.parse_qsl(url.query, keep_blank_values=True),
             ", ".join(self.headers.get_all("Accept", [])),
-            f"http://{host if _HOST.fullmatch(host) else self.server.address}{PREFIX}",
+            f"http://{host}{PREFIX}",
         )
 
     def _send(self, found: Answer, head: bytes, rest: Generator[bytes, None, None] | None) -> None:
