@@ -26,7 +26,7 @@ class Codestream:
 
     coding: Coding
     width: int | None = None
-    """None where the header is not read (JP2 boxes, JPEG XL)."""
+    """None where the header does not tell."""
     height: int | None = None
     components: int | None = None
     colour_transformed: bool | None = None
@@ -48,8 +48,10 @@ def inspect(data: bytes) -> Codestream | None:
     if data[:12] == b"\x00\x00\x00\x0cjP  \r\n\x87\n":
         start = data.find(b"\xff\x4f\xff\x51", 12, 4096)
         return Codestream(Coding.JPEG_2000) if start < 0 else _inspect_jpeg2000(data[start : start + 4096])
-    if data[:2] == b"\xff\x0a" or data[:12] == b"\x00\x00\x00\x0cJXL \r\n\x87\n":
-        return Codestream(Coding.JPEG_XL)
+    if data[:2] == b"\xff\x0a":
+        return _inspect_jpegxl(data)
+    if data[:12] == b"\x00\x00\x00\x0cJXL \r\n\x87\n":
+        return _inspect_jpegxl(_jpegxl_codestream(data))
     return None
 
 
@@ -136,3 +138,42 @@ def _inspect_jpeg2000(data: bytes) -> Codestream:
             break
         position += 2 + length
     return Codestream(Coding.JPEG_2000, width, height, components, transformed)
+
+
+def _jpegxl_codestream(data: bytes) -> bytes:
+    """Take the (first part of the) code stream out of its boxes (ISO/IEC 18181-2 9)."""
+    position = 0
+    while position + 8 <= len(data):
+        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        start = position + 8
+        if size == 1:
+            size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+        if kind in (b"jxlc", b"jxlp"):
+            return data[start + (4 if kind == b"jxlp" else 0) :]
+        if size < 8:  # the last box, or nonsense
+            break
+        position += size
+    return b""
+
+
+def _inspect_jpegxl(data: bytes) -> Codestream:
+    """Read SizeHeader (ISO/IEC 18181-1 D.2): fields of bits, least significant first."""
+    bits = int.from_bytes(data[2:14], "little")
+    if len(data) < 14:
+        return Codestream(Coding.JPEG_XL)
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    height = side()
+    ratio = take(3)
+    numerator, denominator = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    width = side() if ratio == 0 else height * numerator // denominator
+    return Codestream(Coding.JPEG_XL, width, height)
