@@ -120,11 +120,23 @@ def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible
     if stream.components is not None and stream.components not in (1, 3):
         raise UnsupportedError(f"A {stream.coding.value} frame of {stream.components} components is not read.")
     try:
-        return _call_decoder(data, stream, pixels)
+        if not stream.holds_jpeg:
+            return _call_decoder(data, stream, pixels)
+        jpeg = _jpeg_within(data)  # so that the pixels, and the rules of colour, are those of the JPEG
+        inner = inspect(jpeg)
     except (DecodeError, UnsupportedError):
         raise
     except Exception as error:  # every codec has exception classes of its own
         raise TruncatedFrameError(f"The {stream.coding.value} code stream does not decode: {error}") from error
+    if inner is None or inner.holds_jpeg:
+        raise DecodeError("The JPEG XL code stream claims to hold a JPEG, and does not.")
+    return _decode_stream(jpeg, inner, pixels, visible)
+
+
+def _jpeg_within(data: bytes) -> bytes:
+    import imagecodecs  # noqa: PLC0415
+
+    return bytes(imagecodecs.jpegxl_decode_jpeg(data))
 
 
 def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixels:

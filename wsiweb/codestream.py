@@ -7,7 +7,7 @@ The code stream knows its own size, depth and colour space; the metadata are oft
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Coding(enum.Enum):
@@ -31,6 +31,8 @@ class Codestream:
     components: int | None = None
     colour_transformed: bool | None = None
     """Whether components are YCbCr (JPEG) or a multiple component transform was used (JPEG 2000). None: unsaid."""
+    holds_jpeg: bool = False
+    """Whether it is a JPEG, recompressed without loss as JPEG XL."""
 
 
 _SOF_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
@@ -51,7 +53,7 @@ def inspect(data: bytes) -> Codestream | None:
     if data[:2] == b"\xff\x0a":
         return _inspect_jpegxl(data)
     if data[:12] == b"\x00\x00\x00\x0cJXL \r\n\x87\n":
-        return _inspect_jpegxl(_jpegxl_codestream(data))
+        return _inspect_jpegxl_boxes(data)
     return None
 
 
@@ -140,20 +142,24 @@ def _inspect_jpeg2000(data: bytes) -> Codestream:
     return Codestream(Coding.JPEG_2000, width, height, components, transformed)
 
 
-def _jpegxl_codestream(data: bytes) -> bytes:
-    """Take the (first part of the) code stream out of its boxes (ISO/IEC 18181-2 9)."""
-    position = 0
+def _inspect_jpegxl_boxes(data: bytes) -> Codestream:
+    """Find the (first part of the) code stream, and whether it is a recompressed JPEG (ISO/IEC 18181-2 9)."""
+    position, stream, holds_jpeg = 0, Codestream(Coding.JPEG_XL), False
     while position + 8 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         start = position + 8
         if size == 1:
             size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
-        if kind in (b"jxlc", b"jxlp"):
-            return data[start + (4 if kind == b"jxlp" else 0) :]
+        if kind == b"jbrd":
+            holds_jpeg = True
+        elif kind in (b"jxlc", b"jxlp"):
+            start += 4 if kind == b"jxlp" else 0
+            stream = _inspect_jpegxl(data[start : start + 64])
+            break
         if size < 8:  # the last box, or nonsense
             break
         position += size
-    return b""
+    return replace(stream, holds_jpeg=holds_jpeg)
 
 
 def _inspect_jpegxl(data: bytes) -> Codestream:
