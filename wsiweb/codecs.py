@@ -136,7 +136,7 @@ def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible
 def _jpeg_within(data: bytes) -> bytes:
     import imagecodecs  # noqa: PLC0415
 
-    return bytes(imagecodecs.jpegxl_decode_jpeg(data))
+    return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
 
 
 def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixels:
