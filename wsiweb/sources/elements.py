@@ -27,6 +27,8 @@ _SEQUENCES = frozenset({0x0048021A, 0x00480207, 0x00289110})
 _VALUES = {
     0x0048021E: "SL",  # ColumnPositionInTotalImagePixelMatrix
     0x0048021F: "SL",  # RowPositionInTotalImagePixelMatrix
+    0x0040072A: "DS",  # XOffsetInSlideCoordinateSystem
+    0x0040073A: "DS",  # YOffsetInSlideCoordinateSystem
     0x0040074A: "DS",  # ZOffsetInSlideCoordinateSystem
     0x00480106: "SH",  # OpticalPathIdentifier
     0x00280030: "DS",  # PixelSpacing
@@ -143,24 +145,27 @@ class _Walker:
                 raise MetadataError(f"a sequence has something else than items at byte {position:,}")
             item, position = self._item(position, item_length, depth)
             found.append(item)
+        else:
+            _check_delimited(length)
         return found, position
 
     def _item(self, position: int, length: int, depth: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, length, value, is_sequence = self.header(position)
+            tag, value_length, value, is_sequence = self.header(position)
             if tag == _ITEM_END:
                 return found, value
             if tag in _SEQUENCES:
-                items, position = self.items(value, length, depth + 1)
+                items, position = self.items(value, value_length, depth + 1)
                 found[_NAMES[tag]] = {"vr": "SQ", "Value": items}
-            elif length == _UNDEFINED:
-                position = self.items(value, length, depth + 1)[1]
+            elif value_length == _UNDEFINED:
+                position = self.items(value, value_length, depth + 1)[1]
             else:
-                position = value + length
+                position = value + value_length
                 if not is_sequence and tag in _VALUES:
-                    found[_NAMES[tag]] = self._value(tag, value, length)
+                    found[_NAMES[tag]] = self._value(tag, value, value_length)
+        _check_delimited(length)
         return found, position
 
     def _value(self, tag: int, position: int, length: int) -> dict[str, Any]:
@@ -172,6 +177,11 @@ class _Walker:
             if vr == "DS":
                 values = [_number(text) for text in values]
         return {"vr": vr, "Value": values}
+
+
+def _check_delimited(length: int) -> None:
+    if length == _UNDEFINED:
+        raise MetadataError("a sequence is cut short: its delimiter is missing")
 
 
 def _number(text: str) -> float | str:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import logging
 import mmap
+import os
+import threading
 import warnings
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +33,12 @@ IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 MAX_INFLATED_BYTES = 4 << 30
-_ENCAPSULATED = 0xFFFFFFFF
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_quiet_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody will release
+    os.register_at_fork(
+        before=_quiet_lock.acquire, after_in_parent=_quiet_lock.release, after_in_child=_quiet_lock.release
+    )
 
 
 class NotDicomError(MetadataError):
@@ -65,16 +72,25 @@ class Part10File:
             self._dataset: Dataset | None
             self._dataset, self._tail = self._read_header()
             dataset = self._dataset
-            self.instance_uid = str(dataset.get("SOPInstanceUID", ""))
-            self.number_of_frames = int(dataset.get("NumberOfFrames", 1) or 1)
-            self._frame_bytes = _frame_bytes(dataset)
+            with self._named_errors():
+                self.instance_uid = str(dataset.get("SOPInstanceUID", ""))
+                self.number_of_frames = int(dataset.get("NumberOfFrames", 1) or 1)
+                self._frame_bytes = _frame_bytes(dataset)
         except BaseException:
             self._file.close()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         # Small, whatever the number of frames: what is left out is read again where it is needed.
-        return {**self.__dict__, "_dataset": None, "_frames": None}
+        file = None if isinstance(self._file, MemoryFile) else self._file
+        return {**self.__dict__, "_dataset": None, "_frames": None, "_file": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file: RandomAccessFile | None = state["_file"]
+        self.__dict__.update(state)
+        if file is None:  # what was inflated does not travel
+            self._file = RandomAccessFile(self.path)
+            self._tail = replace(self._read_header()[1], frame_groups=None)
 
     def _check_magic(self) -> None:
         head = self._file.read(132, 0)
@@ -94,16 +110,22 @@ class Part10File:
                 self._file.close()
                 self._file = MemoryFile(self.path, inflated)
                 memory = io.BytesIO(inflated)
-                dataset = read_dataset(memory, is_implicit_VR=False, is_little_endian=True, stop_when=_is_tail)
+                end = _HeaderEnd(memory, len(inflated))
+                dataset = read_dataset(memory, is_implicit_VR=False, is_little_endian=True, stop_when=end.reached)
+                end.check()
                 tail = read_tail(inflated, memory.tell(), implicit=False, big_endian=False)
             else:
-                whole = read_partial(stream, stop_when=_is_tail, force=True)
+                end = _HeaderEnd(stream, self._file.size)
+                whole = read_partial(stream, stop_when=end.reached, force=True)
+                end.check()
                 self.transfer_syntax_uid = str(whole.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
                 implicit, _ = whole.original_encoding
                 big_endian = self.transfer_syntax_uid == EXPLICIT_BIG_ENDIAN
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     tail = read_tail(data, stream.tell(), implicit=bool(implicit), big_endian=big_endian)
                 dataset = whole
+            if tail.pixel_tag is None and tail.pixel_start != end.size:
+                raise MetadataError("its last data element is cut short")
         if "SOPInstanceUID" not in dataset:
             raise MetadataError(f"{self.path} has no SOPInstanceUID; its header is cut short, or is no DICOM.")
         return dataset, tail
@@ -136,21 +158,29 @@ class Part10File:
         Of the per-frame functional groups only what places a frame is kept. An element that pydicom cannot convert is
         left out with a warning in the log.
         """
-        dataset, tail = self._dataset, self._tail
-        if dataset is None:
-            dataset, tail = self._read_header()
-        found: JsonDataset = {"00020010": {"vr": "UI", "Value": [self.transfer_syntax_uid]}}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's, on values that break a rule that reading does not need
-            for tag in list(dataset.keys()):
-                try:
-                    found[f"{tag:08X}"] = dataset[tag].to_json_dict(None, 0)
-                except Exception as error:  # noqa: BLE001  (pydicom raises many kinds for malformed values)
-                    logger.warning("%s: element %s is left out: %s", self.path, tag, error)
+        with _quietly():
+            dataset, tail = self._dataset, self._tail
+            if dataset is None:
+                dataset, tail = self._read_header()
+            found: JsonDataset = {"00020010": {"vr": "UI", "Value": [self.transfer_syntax_uid]}}
+            found.update(self._to_json(dataset))
+            self._dataset = None  # it has served
+            self._tail = replace(tail, frame_groups=None)
         if tail.frame_groups is not None:
             found[f"{PER_FRAME_GROUPS:08X}"] = {"vr": "SQ", "Value": tail.frame_groups}
-        self._dataset = None  # it has served
-        self._tail = replace(tail, frame_groups=None)
+        return found
+
+    def _to_json(self, dataset: Dataset) -> JsonDataset:
+        found: JsonDataset = {}
+        for tag in list(dataset.keys()):
+            try:
+                element = dataset[tag]
+                if element.VR == "SQ":
+                    found[f"{tag:08X}"] = {"vr": "SQ", "Value": [self._to_json(item) for item in element.value]}
+                else:
+                    found[f"{tag:08X}"] = element.to_json_dict(None, 0)
+            except Exception as error:  # noqa: BLE001  (pydicom raises many kinds for malformed values)
+                logger.warning("%s: element %s is left out: %s", self.path, tag, error)
         return found
 
     def read_frame(self, frame_index: int) -> bytes:
@@ -172,7 +202,7 @@ class Part10File:
             )
         frames = self._frames
         if frames is None:
-            frames = self._frames = self._find_frames()
+            frames = self._frames = self._find_frames(number)
         data = frames.read(self._file, frame_index)
         if not frames.whole(data):
             raise SourceError(
@@ -182,13 +212,15 @@ class Part10File:
             )
         return data
 
-    def _find_frames(self) -> NativeFrames | EncapsulatedFrames:
+    def _find_frames(self, number: int) -> NativeFrames | EncapsulatedFrames:
         tail = self._tail
         if tail.pixel_tag is None:
-            raise SourceError(f"{self.path} has no pixel data; it is cut short, or a header alone.")
+            raise SourceError(
+                f"{self.path} has no pixel data; it is cut short, or a header alone.", frame_numbers=(number,)
+            )
         if tail.pixel_tag != PIXEL_DATA:
             raise UnsupportedError(f"{self.path} holds floating point pixels, which are not read.")
-        if tail.pixel_length != _ENCAPSULATED:
+        if tail.pixel_length != _UNDEFINED_LENGTH:
             return NativeFrames(tail.pixel_start, self._frame_bytes, tail.pixel_length)
         offsets = None
         if tail.extended_offsets is not None:
@@ -201,8 +233,7 @@ class Part10File:
     def _named_errors(self) -> Iterator[None]:
         """Turn whatever a malformed file raises, in pydicom too, into an error of ours that names the file."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quietly():
                 yield
         except (SourceError, MemoryError):
             raise
@@ -214,8 +245,38 @@ class Part10File:
         self._file.close()
 
 
-def _is_tail(tag: int, _vr: str | None, _length: int) -> bool:
-    return tag >= PER_FRAME_GROUPS
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence pydicom's warnings, on values that break a rule that reading does not need.
+
+    One thread at a time: warning filters belong to the process, and two threads would restore each other's.
+    """
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _HeaderEnd:
+    """Stops pydicom at the per-frame groups or pixel data, and at values that the file is too short for."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream = stream
+        self.size = size
+        self._stopped = False
+        self._value_end: int | None = None
+
+    def reached(self, tag: int, _vr: str | None, length: int) -> bool:
+        """Whether this element is none of the header's; pydicom asks with the stream at its value."""
+        self._stopped = tag >= PER_FRAME_GROUPS
+        self._value_end = None if length == _UNDEFINED_LENGTH else self._stream.tell() + length
+        if not self._stopped and (self._value_end or 0) > self.size:
+            raise MetadataError(f"element {tag:08X} is cut short")
+        return self._stopped
+
+    def check(self) -> None:
+        """Refuse a header that ends within an element's first bytes."""
+        if not self._stopped and self._value_end is not None and self._stream.tell() != self._value_end:
+            raise MetadataError("its last data element is cut short")
 
 
 def _frame_bytes(dataset: Dataset) -> int:

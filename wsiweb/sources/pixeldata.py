@@ -26,7 +26,24 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x00\x0c")
+_STREAM_END = b"\xff\xd9"
+_MARKED_HEADS = (b"\xff\xd8", b"\xff\x4f")
 _seek_lock = threading.Lock()
+
+
+class _Descriptor:
+    """An open file, closed when the last thread that reads it has let go: its number never means another file."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        try:
+            self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
 
 
 class RandomAccessFile:
@@ -34,26 +51,20 @@ class RandomAccessFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._descriptor: int | None = None
-        self._descriptor = self._open()
+        self._descriptor: _Descriptor | None = _Descriptor(path)
 
     def __getstate__(self) -> Path:
         return self.path
 
     def __setstate__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
         self._descriptor = None
 
-    def _open(self) -> int:
-        with self._lock:
-            if self._descriptor is None:
-                try:
-                    self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                except OSError as error:
-                    raise SourceError(f"{self.path} cannot be opened: {error.strerror}.") from error
-            return self._descriptor
+    def _opened(self) -> _Descriptor:
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = self._descriptor = _Descriptor(self.path)
+        return descriptor
 
     def read(self, size: int, offset: int) -> bytes:
         """Return up to ``size`` bytes from ``offset``; fewer only at the end of the file.
@@ -63,15 +74,14 @@ class RandomAccessFile:
         SourceError
             The file cannot be read.
         """
-        descriptor = self._descriptor
-        descriptor = self._open() if descriptor is None else descriptor
+        descriptor = self._opened()
         try:
             if not hasattr(os, "pread"):  # Windows
                 with _seek_lock:
-                    os.lseek(descriptor, offset, os.SEEK_SET)
-                    return os.read(descriptor, size)
-            data = os.pread(descriptor, size, offset)
-            while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+                    os.lseek(descriptor.number, offset, os.SEEK_SET)
+                    return os.read(descriptor.number, size)
+            data = os.pread(descriptor.number, size, offset)
+            while len(data) < size and (more := os.pread(descriptor.number, size - len(data), offset + len(data))):
                 data += more  # one call returns 2 GiB at most
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error.strerror}.") from error
@@ -80,18 +90,12 @@ class RandomAccessFile:
     @property
     def size(self) -> int:
         """Length in bytes."""
-        descriptor = self._descriptor
-        return os.fstat(self._open() if descriptor is None else descriptor).st_size
+        descriptor = self._opened()
+        return os.fstat(descriptor.number).st_size
 
     def close(self) -> None:
-        """Close the file; a later read opens it again."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            self.close()
+        """Close the file, once nobody reads it any more; a later read opens it again."""
+        self._descriptor = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +233,14 @@ class EncapsulatedFrames:
         if len(fragments) <= self._number_of_frames:
             return [[fragment] for fragment in fragments]
         frames: list[list[tuple[int, int]]] = []
+        ended = True
         for offset, length in fragments:
-            if not frames or file.read(4, offset).startswith(_STREAM_HEADS):
+            if not frames or (ended and file.read(4, offset).startswith(_STREAM_HEADS)):
                 frames.append([])
             frames[-1].append((offset, length))
+            tail = file.read(4, offset + max(length - 4, 0)).rstrip(b"\0")
+            # JPEG and JPEG 2000 end with FFD9, whatever fragments within them begin with; others have no such mark.
+            ended = tail.endswith(_STREAM_END) or not file.read(2, frames[-1][0][0]).startswith(_MARKED_HEADS)
         if len(frames) != self._number_of_frames:
             raise MetadataError(
                 f"{file.path}: {len(fragments)} fragments without an offset table cannot be told apart into "
@@ -251,4 +259,6 @@ def _join(items: bytes) -> bytes | None:
             return None
         fragments.append(items[position + 8 : position + 8 + length])
         position += 8 + length
+    if not fragments or (position != len(items) and items[position : position + 4] != _SEQUENCE_END):
+        return None
     return fragments[0] if len(fragments) == 1 else b"".join(fragments)

@@ -1,0 +1,638 @@
+"""Part 10 files of every kind, against what pydicom says of them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pickle
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import DataElement, Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames, get_frame
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    VLWholeSlideMicroscopyImageStorage,
+    generate_uid,
+)
+from synthetic import make_slide
+
+from wsiweb import MetadataError, SourceError, UnsupportedError
+from wsiweb.dicomjson import Attributes
+from wsiweb.sources.part10 import NotDicomError, Part10File
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Listed
+    from pathlib import Path
+
+ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+JPEG_HEAD, JPEG_TAIL = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+J2K_HEAD = b"\xff\x4f\xff\x51"
+
+
+def header(frames: int, *, rows: int = 4, columns: int = 6) -> Dataset:
+    """A minimal dataset of an image of 8-bit RGB frames."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = VLWholeSlideMicroscopyImageStorage, generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
+    ds.PatientName, ds.PatientID, ds.Modality = "Test^Slide", "P-1", "SM"
+    ds.Rows, ds.Columns, ds.NumberOfFrames = rows, columns, frames
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation = 7, 0
+    return ds
+
+
+def save(path: Path, ds: Dataset, syntax: UID, pixel_data: bytes | None, vr: str = "OB") -> Path:
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    if pixel_data is not None:
+        element = DataElement("PixelData", vr, pixel_data)
+        element.is_undefined_length = syntax.is_encapsulated
+        ds["PixelData"] = element
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def items(*fragments: bytes, table: bytes = b"") -> bytes:
+    """Write encapsulated pixel data by hand."""
+    padded = [fragment + b"\0" * (len(fragment) % 2) for fragment in (table, *fragments)]
+    return b"".join(ITEM + struct.pack("<I", len(fragment)) + fragment for fragment in padded)
+
+
+def streams(count: int, *, fragments: int = 1, head: bytes = JPEG_HEAD) -> list[list[bytes]]:
+    """What looks like code streams, in fragments of even and different lengths."""
+    rng = np.random.default_rng(count)
+    found = []
+    for index in range(count):
+        body = head + rng.integers(0, 200, 100 + 7 * index, np.uint8).tobytes().replace(b"\0", b"\1") + JPEG_TAIL
+        body += b"\0" * (len(body) % 2)
+        cuts = [len(body) * part // fragments // 2 * 2 for part in range(fragments)] + [len(body)]
+        found.append([body[low:high] for low, high in itertools.pairwise(cuts)])
+    return found
+
+
+def basic_table(frames: Listed[Listed[bytes]]) -> bytes:
+    sizes = [sum(8 + len(fragment) for fragment in frame) for frame in frames]
+    return struct.pack(f"<{len(frames)}I", *(sum(sizes[:index]) for index in range(len(frames))))
+
+
+def read_all(path: Path) -> list[bytes]:
+    file = Part10File(path)
+    try:
+        return [file.read_frame(index) for index in range(file.number_of_frames)]
+    finally:
+        file.close()
+
+
+def pydicoms(path: Path) -> list[bytes]:
+    ds = pydicom.dcmread(path)
+    count = int(ds.NumberOfFrames)
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        extended = None
+        if "ExtendedOffsetTable" in ds:
+            extended = (ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths)
+        return list(generate_frames(ds.PixelData, number_of_frames=count, extended_offsets=extended))
+    size = ds.Rows * ds.Columns * ds.SamplesPerPixel * ds.BitsAllocated // 8
+    return [ds.PixelData[index * size : (index + 1) * size] for index in range(count)]
+
+
+class TestNativeFrames:
+    @pytest.mark.parametrize(
+        "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+    )
+    def test_every_syntax(self, tmp_path: Path, syntax: UID) -> None:
+        pixels = np.random.default_rng(1).integers(0, 256, 5 * 72, np.uint8).tobytes()
+        path = save(tmp_path / "a.dcm", header(5), syntax, pixels)
+        file = Part10File(path)
+        assert file.transfer_syntax_uid == syntax
+        assert file.number_of_frames == 5
+        assert file.instance_uid == pydicom.dcmread(path).SOPInstanceUID
+        assert [file.read_frame(index) for index in range(5)] == [pixels[i * 72 : (i + 1) * 72] for i in range(5)]
+        file.close()
+
+    def test_16_bits_stay_as_stored(self, tmp_path: Path) -> None:
+        ds = header(2)
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated = ds.BitsStored = 16
+        pixels = np.arange(48, dtype=">u2").tobytes()
+        path = save(tmp_path / "a.dcm", ds, ExplicitVRBigEndian, pixels, "OW")
+        assert read_all(path) == [pixels[:48], pixels[48:]]
+
+    def test_subsampled_chroma(self, tmp_path: Path) -> None:
+        ds = header(3)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+        pixels = bytes(range(144))
+        assert read_all(save(tmp_path / "a.dcm", ds, ExplicitVRLittleEndian, pixels)) == [
+            pixels[:48],
+            pixels[48:96],
+            pixels[96:],
+        ]
+
+    def test_pixel_data_shorter_than_its_frames(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "short.dcm", header(5), ExplicitVRLittleEndian, bytes(range(250)))
+        with path.open("ab") as stream:
+            stream.write(bytes(1000))  # which are no pixels
+        file = Part10File(path)
+        assert file.read_frame(2) == bytes(range(144, 216))
+        for index in (3, 4):
+            with pytest.raises(SourceError, match=r"short\.dcm") as caught:
+                file.read_frame(index)
+            assert caught.value.frame_numbers == (index + 1,)
+
+    def test_beyond_4_gib(self, tmp_path: Path) -> None:
+        """The element is as long as 32 bits can say, so that its last frame ends beyond 4 GiB."""
+        rows = columns = 1024
+        size = rows * columns * 3
+        count = ((1 << 32) - 2) // size
+        end = (1 << 32) - 2  # what is left over is padding
+        path = save(tmp_path / "big.dcm", header(count, rows=rows, columns=columns), ExplicitVRLittleEndian, b"")
+        ds = pydicom.dcmread(path)
+        ds.TextValue = "x" * (size + 2 - size % 2)  # moves the last frame over the border
+        save(path, ds, ExplicitVRLittleEndian, b"")
+        start = path.stat().st_size
+        last = start + (count - 1) * size
+        with path.open("r+b") as stream:  # a sparse file: it takes no space on the disk
+            stream.seek(start - 4)
+            stream.write(struct.pack("<I", end))
+            stream.seek(last)
+            stream.write(b"begin")
+            stream.seek(last + size - 3)
+            stream.write(b"end")
+            stream.truncate(start + end)
+        assert last + size > 1 << 32
+        assert path.stat().st_blocks * 512 < 1 << 26
+        file = Part10File(path)
+        assert file.read_frame(count - 1) == b"begin" + bytes(size - 8) + b"end"
+        file.close()
+
+
+class TestEncapsulatedFrames:
+    @given(
+        lengths=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=8),
+        table=st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_equals_pydicom(
+        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], table: bool
+    ) -> None:
+        frames = [[os.urandom(2 * length) for length in fragments] for fragments in lengths]
+        if not table:  # then pydicom and we can tell frames apart only by their number
+            frames = [[b"".join(frame)] for frame in frames]
+        data = items(*(fragment for frame in frames for fragment in frame), table=basic_table(frames) if table else b"")
+        path = save(tmp_path_factory.mktemp("p") / "a.dcm", header(len(frames)), JPEGBaseline8Bit, data)
+        assert read_all(path) == pydicoms(path) == [b"".join(frame) for frame in frames]
+        stored = pydicom.dcmread(path).PixelData
+        file = Part10File(path)
+        for index in reversed(range(len(frames))):
+            assert file.read_frame(index) == get_frame(stored, index, number_of_frames=len(frames))
+        file.close()
+
+    @pytest.mark.parametrize("offsets", ["basic", "none", "extended"])
+    def test_offset_tables(self, tmp_path: Path, offsets: str) -> None:
+        frames = [fragment for frame in streams(20) for fragment in frame]
+        ds = header(20)
+        if offsets == "extended":
+            data, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+        else:
+            data = encapsulate(frames, has_bot=offsets == "basic")
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, data)
+        assert read_all(path) == pydicoms(path) == frames
+
+    def test_extended_table_over_fragments(self, tmp_path: Path) -> None:
+        frames = streams(4, fragments=3)
+        ds = header(4)
+        offsets = np.frombuffer(basic_table(frames), "<u4").astype("<u8")
+        ds.ExtendedOffsetTable = offsets.tobytes()
+        ds.ExtendedOffsetTableLengths = np.array([sum(map(len, frame)) for frame in frames], "<u8").tobytes()
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, items(*(f for frame in frames for f in frame)))
+        assert read_all(path) == [b"".join(frame) for frame in frames]
+
+    @pytest.mark.parametrize("head", [JPEG_HEAD, J2K_HEAD])
+    def test_fragments_without_a_table(self, tmp_path: Path, head: bytes) -> None:
+        frames = streams(6, fragments=3, head=head)
+        syntax = JPEGBaseline8Bit if head == JPEG_HEAD else JPEG2000
+        path = save(tmp_path / "a.dcm", header(6), syntax, items(*(f for frame in frames for f in frame)))
+        assert read_all(path) == [b"".join(frame) for frame in frames]
+
+    def test_all_fragments_are_the_only_frame(self, tmp_path: Path) -> None:
+        fragments = [b"\1\2\3\4", b"\5\6", b"\7\7\7\7\7\7"]
+        path = save(tmp_path / "a.dcm", header(1), JPEGBaseline8Bit, items(*fragments))
+        assert read_all(path) == pydicoms(path) == [b"".join(fragments)]
+
+    def test_a_fragment_that_looks_like_the_next_frame(self, tmp_path: Path) -> None:
+        """A code stream goes on until its end marker, whatever its fragments begin with."""
+        first = [JPEG_HEAD + b"\1" * 20, JPEG_HEAD + b"\2" * 20, b"\3" * 8 + JPEG_TAIL]
+        second = [JPEG_HEAD + b"\4" * 10 + JPEG_TAIL]
+        path = save(tmp_path / "a.dcm", header(2), JPEGBaseline8Bit, items(*first, *second))
+        assert read_all(path) == [b"".join(first), b"".join(second)]
+
+    def test_fragments_that_cannot_be_told_apart(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "odd.dcm", header(3), JPEGBaseline8Bit, items(*[b"\1\2\3\4"] * 5))
+        with pytest.raises(MetadataError, match=r"odd\.dcm.*5 fragments"):
+            Part10File(path).read_frame(0)
+
+    @pytest.mark.parametrize("lie", ["zeros", "shifted", "one early", "one late", "absolute", "too few", "random"])
+    def test_tables_that_lie(self, tmp_path: Path, lie: str) -> None:
+        frames = streams(8)
+        truth = list(struct.unpack("<8I", basic_table(frames)))
+        wrong = {
+            "zeros": [0] * 8,
+            "shifted": [offset + 8 for offset in truth],
+            "one early": [*truth[:4], truth[4] - 20, *truth[5:]],
+            "one late": [*truth[:4], truth[4] + 20, *truth[5:]],
+            "absolute": [offset + 1000 for offset in truth],
+            "too few": truth[:5],
+            "random": [0, 2, 50, 100, 150, 200, 250, 300],
+        }[lie]
+        data = items(*(frame[0] for frame in frames), table=struct.pack(f"<{len(wrong)}I", *wrong))
+        path = save(tmp_path / "a.dcm", header(8), JPEGBaseline8Bit, data)
+        for index in range(8):  # whichever comes first
+            assert Part10File(path).read_frame(index) == frames[index][0]
+        assert read_all(path) == [frame[0] for frame in frames]
+
+    @pytest.mark.parametrize("table", ["wrapped", "extended", "none"])
+    def test_beyond_4_gib(self, tmp_path: Path, table: str) -> None:
+        """Two frames of 3 GiB of nothing, so that the third lies beyond what 32 bits address."""
+        hole, small = 3 << 30, JPEG_HEAD + b"third " + JPEG_TAIL
+        offsets = [0, hole + 8, 2 * (hole + 8)]
+        ds = header(3)
+        if table == "extended":
+            ds.ExtendedOffsetTable = struct.pack("<3Q", *offsets)
+            ds.ExtendedOffsetTableLengths = struct.pack("<3Q", hole, hole, len(small))
+        basic = struct.pack("<3I", *(offset % (1 << 32) for offset in offsets)) if table == "wrapped" else b""
+        path = save(tmp_path / "big.dcm", ds, JPEGBaseline8Bit, items(table=basic))
+        first = path.stat().st_size - 8  # over the sequence delimiter
+        with path.open("r+b") as stream:
+            for offset, length in zip(offsets, (hole, hole, len(small)), strict=True):
+                stream.seek(first + offset)
+                stream.write(ITEM + struct.pack("<I", length))
+            stream.write(small + SEQUENCE_END + bytes(4))
+        assert path.stat().st_size > 6 << 30
+        assert path.stat().st_blocks * 512 < 1 << 24  # sparse
+        file = Part10File(path)
+        assert file.read_frame(2) == small
+        file.close()
+
+    def test_many_frames(self, tmp_path: Path) -> None:
+        count = 100_000
+        frames = [struct.pack("<II", index, index) for index in range(count)]
+        path = save(tmp_path / "a.dcm", header(count), JPEGBaseline8Bit, items(*frames))
+        file = Part10File(path)
+        assert [file.read_frame(index) for index in (99_999, 0, 12_345)] == [frames[i] for i in (99_999, 0, 12_345)]
+        file.close()
+
+
+class TestFilesThatAreCut:
+    @pytest.mark.parametrize("offsets", ["basic", "none", "extended"])
+    def test_in_the_pixel_data(self, tmp_path: Path, offsets: str) -> None:
+        frames = [fragment for frame in streams(9) for fragment in frame]
+        ds = header(9)
+        if offsets == "extended":
+            data, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+        else:
+            data = encapsulate(frames, has_bot=offsets == "basic")
+        path = save(tmp_path / "cut.dcm", ds, JPEGBaseline8Bit, data)
+        whole = path.read_bytes()
+        for cut in (9, 20, len(frames[8]) + 8, len(frames[8]) + 30):
+            path.write_bytes(whole[:-cut])
+            file = Part10File(path)
+            lost = 8 if cut <= len(frames[8]) + 16 else 7
+            for index in range(lost):
+                assert file.read_frame(index) == frames[index]
+            for index in range(lost, 9):
+                with pytest.raises(SourceError, match=r"cut\.dcm") as caught:
+                    file.read_frame(index)
+                assert caught.value.frame_numbers == (index + 1,)
+            file.close()
+
+    def test_before_the_pixel_data(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "cut.dcm", header(1), ExplicitVRLittleEndian, bytes(72))
+        whole = path.read_bytes()
+        pixels = whole.index(b"\xe0\x7f\x10\x00")
+        ends = {}
+        for end in range(140, pixels + 12):
+            path.write_bytes(whole[:end])
+            try:
+                file = Part10File(path)
+            except MetadataError as error:
+                ends[end] = str(error)
+            else:  # between two elements: nothing tells but the missing pixels
+                with pytest.raises(SourceError, match=r"cut\.dcm") as caught:
+                    file.read_frame(0)
+                assert caught.value.frame_numbers == (1,)
+                file.close()
+        assert all("cut.dcm" in message for message in ends.values())
+        assert len(ends) > 0.9 * (pixels - 140)
+
+    def test_in_the_middle_of_a_long_value(self, tmp_path: Path) -> None:
+        ds = header(1)
+        path_item = Dataset()
+        path_item.OpticalPathIdentifier, path_item.ICCProfile = "1", bytes(5000)
+        ds.OpticalPathSequence = [path_item]
+        path = save(tmp_path / "cut.dcm", ds, ExplicitVRLittleEndian, bytes(72))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.index(bytes(5000)) + 2000])
+        with pytest.raises(MetadataError, match=r"cut\.dcm"):
+            Part10File(path)
+
+    @pytest.mark.parametrize("undefined", [False, True])
+    def test_in_the_frame_positions(self, tmp_path: Path, undefined: bool) -> None:
+        path = sparse_file(tmp_path / "cut.dcm", 50, ExplicitVRLittleEndian, undefined=undefined)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.index(b"\x00\x52\x30\x92") + 700])
+        with pytest.raises(MetadataError, match=r"cut\.dcm"):
+            Part10File(path)
+
+    def test_frames_out_of_range(self, tmp_path: Path) -> None:
+        file = Part10File(save(tmp_path / "a.dcm", header(3), ExplicitVRLittleEndian, bytes(216)))
+        for index in (-1, 3, 10**9):
+            with pytest.raises(SourceError, match=r"a\.dcm") as caught:
+                file.read_frame(index)
+            assert caught.value.frame_numbers == (index + 1,)
+        file.close()
+
+
+class TestOtherFiles:
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"x", b"Some text.\n" * 100, bytes(500), b"\x89PNG\r\n\x1a\n" + bytes(200), b"\2" * 300, b"\x08\0\x05\0"],
+    )
+    def test_no_dicom(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "other.bin"
+        path.write_bytes(content)
+        with pytest.raises(NotDicomError, match=r"other\.bin"):
+            Part10File(path)
+
+    def test_a_prefix_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "prefix.dcm"
+        path.write_bytes(bytes(128) + b"DICM")
+        with pytest.raises(MetadataError, match=r"prefix\.dcm"):
+            Part10File(path)
+
+    def test_garbage_after_the_prefix(self, tmp_path: Path) -> None:
+        path = tmp_path / "garbage.dcm"
+        for seed in range(30):
+            path.write_bytes(bytes(128) + b"DICM" + np.random.default_rng(seed).bytes(400))
+            with pytest.raises(MetadataError, match=r"garbage\.dcm"):
+                Part10File(path)
+
+    def test_missing_and_folder(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "missing", tmp_path):
+            with pytest.raises(SourceError, match=path.name):
+                Part10File(path)
+
+    @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit])
+    def test_without_preamble(self, tmp_path: Path, syntax: UID) -> None:
+        data = items(b"\1\2\3\4", b"\5\6\7\7") if syntax.is_encapsulated else bytes(range(144))
+        path = save(tmp_path / "a.dcm", header(2), syntax, data)
+        expected = read_all(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[132:])
+        assert Part10File(path).transfer_syntax_uid == syntax
+        assert read_all(path) == expected
+
+    def test_float_pixels(self, tmp_path: Path) -> None:
+        ds = header(2)
+        ds.FloatPixelData = np.zeros(48, np.float32).tobytes()
+        file = Part10File(save(tmp_path / "a.dcm", ds, ExplicitVRLittleEndian, None))
+        assert file.number_of_frames == 2
+        with pytest.raises(UnsupportedError, match="float"):
+            file.read_frame(0)
+
+    def test_an_inflated_bomb(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = save(tmp_path / "bomb.dcm", header(1), DeflatedExplicitVRLittleEndian, bytes(1 << 20))
+        monkeypatch.setattr("wsiweb.sources.part10.MAX_INFLATED_BYTES", 1 << 16)
+        with pytest.raises((MetadataError, UnsupportedError), match=r"bomb\.dcm"):
+            Part10File(path).read_frame(0)
+
+
+def sparse_file(path: Path, count: int, syntax: UID, *, undefined: bool = False) -> Path:
+    """A TILED_SPARSE file; ``undefined`` writes sequences and items with delimiters."""
+    ds = header(count)
+    ds.DimensionOrganizationType = "TILED_SPARSE"
+    groups = []
+    for index in range(count):
+        position, optical, measures, frame, content = Dataset(), Dataset(), Dataset(), Dataset(), Dataset()
+        position.ColumnPositionInTotalImagePixelMatrix = 1 + 256 * (index % 100)
+        position.RowPositionInTotalImagePixelMatrix = 1 + 256 * (index // 100)
+        position.XOffsetInSlideCoordinateSystem = f"{index % 100 / 7:.8g}"
+        position.YOffsetInSlideCoordinateSystem = "-2.5"
+        position.ZOffsetInSlideCoordinateSystem = str(index % 3)
+        optical.OpticalPathIdentifier = f"path {index % 2}"
+        content.DimensionIndexValues = [1, index + 1]
+        frame.FrameContentSequence = [content]
+        frame.PlanePositionSlideSequence = [position]
+        frame.OpticalPathIdentificationSequence = [optical]
+        if index == 0:
+            measures.PixelSpacing = ["0.00025", "0.0005"]
+            frame.PixelMeasuresSequence = [measures]
+        groups.append(frame)
+    ds.PerFrameFunctionalGroupsSequence = groups
+    if undefined:
+        for dataset in (ds, *groups):
+            for element in dataset:
+                if element.VR == "SQ":
+                    element.is_undefined_length = True
+                    for item in element.value:
+                        item.is_undefined_length_sequence_item = True
+    return save(path, ds, syntax, bytes(72 * count))
+
+
+class TestJson:
+    def test_equals_pydicom(self, tmp_path: Path) -> None:
+        synthetic = make_slide(tmp_path, syntax=JPEGBaseline8Bit, icc_profile=bytes(range(256)) * 4000)
+        for path in synthetic.folder.glob("*.dcm"):
+            expected = pydicom.dcmread(path).to_json_dict()
+            del expected["7FE00010"]
+            found = Part10File(path).json_dataset()
+            assert found.pop("00020010") == {"vr": "UI", "Value": [JPEGBaseline8Bit]}
+            assert found == expected
+
+    def test_tables_and_pixels_are_left_out(self, tmp_path: Path) -> None:
+        ds = header(1)
+        data, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended([b"\1\2"])
+        found = Part10File(save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, data)).json_dataset()
+        assert not [tag for tag in found if tag.startswith("7FE0")]
+
+    @pytest.mark.parametrize("undefined", [False, True])
+    @pytest.mark.parametrize(
+        "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+    )
+    def test_frame_positions(self, tmp_path: Path, syntax: UID, undefined: bool) -> None:
+        path = sparse_file(tmp_path / "a.dcm", 30, syntax, undefined=undefined)
+        expected = pydicom.dcmread(path).to_json_dict()["52009230"]["Value"]
+        file = Part10File(path)
+        found = file.json_dataset()["52009230"]["Value"]
+        assert file.read_frame(29) == bytes(72)
+        assert len(found) == len(expected) == 30
+        for ours, theirs in zip(found, expected, strict=True):
+            for sequence in ("0048021A", "00480207", "00289110"):
+                assert (sequence in ours) == (sequence in theirs)
+                if sequence in ours:
+                    (item,), (truth,) = ours[sequence]["Value"], theirs[sequence]["Value"]
+                    assert item.items() <= truth.items()
+            position = Attributes(ours["0048021A"]["Value"][0])
+            truth = Attributes(theirs["0048021A"]["Value"][0])
+            for name in (
+                "ColumnPositionInTotalImagePixelMatrix",
+                "RowPositionInTotalImagePixelMatrix",
+                "XOffsetInSlideCoordinateSystem",
+                "YOffsetInSlideCoordinateSystem",
+                "ZOffsetInSlideCoordinateSystem",
+            ):
+                assert position.number(name) == truth.number(name)
+                assert position.number(name) is not None
+
+    def test_many_frames(self, tmp_path: Path) -> None:
+        file = Part10File(sparse_file(tmp_path / "a.dcm", 20_000, ExplicitVRLittleEndian))
+        first = file.json_dataset()
+        assert len(first["52009230"]["Value"]) == 20_000
+        assert file.json_dataset() == first  # however often
+
+    def test_malformed_elements_are_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        ds = header(2)
+        ds.ImagedVolumeWidth = 15.0
+        path = save(tmp_path / "odd.dcm", ds, ExplicitVRLittleEndian, bytes(144))
+        whole = path.read_bytes()
+        place = whole.index(b"\x48\x00\x01\x00FL\x04\x00")
+        path.write_bytes(whole[:place] + b"\x48\x00\x01\x00FL\x03\x00abc" + whole[place + 12 :])
+        with caplog.at_level(logging.WARNING, "wsiweb"):
+            found = Part10File(path).json_dataset()
+        assert "00480001" not in found
+        assert found["00280010"]["Value"] == [4]
+        assert "odd.dcm" in caplog.text
+
+    def test_a_malformed_element_does_not_sink_its_sequence(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ds, item = header(2), Dataset()
+        item.OpticalPathIdentifier, item.ObjectiveLensPower, item.ICCProfile = "1", "20", b"\1\2"
+        ds.OpticalPathSequence = [item]
+        path = save(tmp_path / "odd.dcm", ds, ExplicitVRLittleEndian, bytes(144))
+        path.write_bytes(path.read_bytes().replace(b"DS\x02\x0020", b"DS\x02\x00x%"))
+        with caplog.at_level(logging.WARNING, "wsiweb"):
+            (found,) = Part10File(path).json_dataset()["00480105"]["Value"]
+        assert found["00480106"]["Value"] == ["1"]
+        assert found["00282000"]["InlineBinary"] == "AQI="
+        assert "odd.dcm" in caplog.text
+
+    def test_a_malformed_number_of_frames(self, tmp_path: Path) -> None:
+        ds = header(12)
+        path = save(tmp_path / "odd.dcm", ds, ExplicitVRLittleEndian, bytes(72 * 12))
+        path.write_bytes(path.read_bytes().replace(b"IS\x02\x0012", b"IS\x02\x00x2"))
+        try:
+            file = Part10File(path)
+        except MetadataError as error:
+            assert "odd.dcm" in str(error)  # noqa: PT017  (either is right; nothing else may come out)
+        else:
+            assert file.number_of_frames == 1
+
+
+class TestSharing:
+    def test_threads(self, tmp_path: Path) -> None:
+        frames = streams(400, fragments=2)
+        path = save(tmp_path / "a.dcm", header(400), JPEGBaseline8Bit, items(*(f for frame in frames for f in frame)))
+        file = Part10File(path)
+        wishes = np.random.default_rng(3).integers(0, 400, 4000).tolist()
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(file.read_frame, wishes))
+        assert found == [b"".join(frames[index]) for index in wishes]
+        file.close()
+
+    def test_threads_that_open_and_close(self, tmp_path: Path) -> None:
+        """Closing while others read takes the file from under nobody, and hands nobody another file."""
+        paths = []
+        for number in range(2):
+            path = tmp_path / f"{number}.dcm"
+            paths.append(save(path, header(50), ExplicitVRLittleEndian, bytes([number]) * 3600))
+        files = [Part10File(path) for path in paths]
+
+        def read(step: int) -> bool:
+            number = step % 2
+            if step % 7 == 0:
+                files[number].close()
+            return files[number].read_frame(step % 50) == bytes([number]) * 72
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(20_000)))
+        for file in files:
+            file.close()
+
+    def test_headers_in_many_threads(self, tmp_path: Path) -> None:
+        path = sparse_file(tmp_path / "a.dcm", 200, ExplicitVRLittleEndian)
+        expected = Part10File(path).json_dataset()
+        file = Part10File(path)
+        with ThreadPoolExecutor(8) as pool:
+            assert all(found == expected for found in pool.map(lambda _: file.json_dataset(), range(40)))
+
+    @pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+    def test_pickle(self, tmp_path: Path, syntax: UID) -> None:
+        frames = [struct.pack("<H", index) * 36 for index in range(2000)]
+        data = items(*frames) if syntax.is_encapsulated else b"".join(frames)
+        file = Part10File(save(tmp_path / "a.dcm", header(2000), syntax, data))
+        assert file.read_frame(3) == frames[3]
+        pickled = pickle.dumps(file)
+        assert len(pickled) < 5000
+        file.close()
+        copy: Part10File = pickle.loads(pickled)
+        assert copy.path == file.path
+        assert copy.instance_uid == file.instance_uid
+        assert copy.read_frame(1999) == frames[1999]
+        assert copy.json_dataset() == file.json_dataset()
+        copy.close()
+
+    def test_reading_after_closing_opens_again(self, tmp_path: Path) -> None:
+        file = Part10File(save(tmp_path / "a.dcm", header(2), ExplicitVRLittleEndian, bytes(range(144))))
+        for _ in range(2):
+            assert file.read_frame(1) == bytes(range(72, 144))
+            file.close()
+            file.close()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_fork(self, tmp_path: Path) -> None:
+        frames = streams(50, fragments=2)
+        path = save(tmp_path / "a.dcm", header(50), JPEGBaseline8Bit, items(*(f for frame in frames for f in frame)))
+        file = Part10File(path)
+        for before in (None, 0):  # before and after the first read in the parent
+            if before is not None:
+                file.read_frame(before)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if file.read_frame(49) == b"".join(frames[49]) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        file.close()
+
+
+@pytest.mark.slides
+def test_real_slides(slides: Path) -> None:
+    seen = 0
+    for path in sorted(slides.rglob("*.dcm")):
+        truth: Any = pydicom.dcmread(path)
+        file = Part10File(path)
+        assert file.instance_uid == truth.SOPInstanceUID
+        if "PixelData" in truth and truth.BitsAllocated > 1:
+            assert read_all(path) == pydicoms(path)
+            seen += 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some hold values that pydicom objects to
+            expected = truth.to_json_dict()
+        found = file.json_dataset()
+        for tag in set(expected) - {"52009230"}:
+            assert tag.startswith("7FE0") or found[tag] == expected[tag], tag
+        file.close()
+    assert seen
