@@ -1,0 +1,230 @@
+"""Frames of Part 10 files of every kind, against what pydicom finds."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.encaps import encapsulate, encapsulate_extended, get_frame
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
+
+from wsiweb import MetadataError, SourceError
+from wsiweb.sources.part10 import Part10File
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+from part10_files import (
+    ITEM,
+    J2K_HEAD,
+    JPEG_HEAD,
+    JPEG_TAIL,
+    SEQUENCE_END,
+    basic_table,
+    header,
+    items,
+    pydicoms,
+    read_all,
+    save,
+    streams,
+)
+
+
+class TestNativeFrames:
+    @pytest.mark.parametrize(
+        "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+    )
+    def test_every_syntax(self, tmp_path: Path, syntax: UID) -> None:
+        pixels = np.random.default_rng(1).integers(0, 256, 5 * 72, np.uint8).tobytes()
+        path = save(tmp_path / "a.dcm", header(5), syntax, pixels)
+        file = Part10File(path)
+        assert file.transfer_syntax_uid == syntax
+        assert file.number_of_frames == 5
+        assert file.instance_uid == pydicom.dcmread(path).SOPInstanceUID
+        assert [file.read_frame(index) for index in range(5)] == [pixels[i * 72 : (i + 1) * 72] for i in range(5)]
+        file.close()
+
+    def test_16_bits_stay_as_stored(self, tmp_path: Path) -> None:
+        ds = header(2)
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated = ds.BitsStored = 16
+        pixels = np.arange(48, dtype=">u2").tobytes()
+        path = save(tmp_path / "a.dcm", ds, ExplicitVRBigEndian, pixels, "OW")
+        assert read_all(path) == [pixels[:48], pixels[48:]]
+
+    def test_subsampled_chroma(self, tmp_path: Path) -> None:
+        ds = header(3)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+        pixels = bytes(range(144))
+        assert read_all(save(tmp_path / "a.dcm", ds, ExplicitVRLittleEndian, pixels)) == [
+            pixels[:48],
+            pixels[48:96],
+            pixels[96:],
+        ]
+
+    def test_pixel_data_shorter_than_its_frames(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "short.dcm", header(5), ExplicitVRLittleEndian, bytes(range(250)))
+        with path.open("ab") as stream:
+            stream.write(bytes(1000))  # which are no pixels
+        file = Part10File(path)
+        assert file.read_frame(2) == bytes(range(144, 216))
+        for index in (3, 4):
+            with pytest.raises(SourceError, match=r"short\.dcm") as caught:
+                file.read_frame(index)
+            assert caught.value.frame_numbers == (index + 1,)
+
+    def test_beyond_4_gib(self, tmp_path: Path) -> None:
+        """The element is as long as 32 bits can say, so that its last frame ends beyond 4 GiB."""
+        rows = columns = 1024
+        size = rows * columns * 3
+        count = ((1 << 32) - 2) // size
+        end = (1 << 32) - 2  # what is left over is padding
+        path = save(tmp_path / "big.dcm", header(count, rows=rows, columns=columns), ExplicitVRLittleEndian, b"")
+        ds = pydicom.dcmread(path)
+        ds.TextValue = "x" * (size + 2 - size % 2)  # moves the last frame over the border
+        save(path, ds, ExplicitVRLittleEndian, b"")
+        start = path.stat().st_size
+        last = start + (count - 1) * size
+        with path.open("r+b") as stream:  # a sparse file: it takes no space on the disk
+            stream.seek(start - 4)
+            stream.write(struct.pack("<I", end))
+            stream.seek(last)
+            stream.write(b"begin")
+            stream.seek(last + size - 3)
+            stream.write(b"end")
+            stream.truncate(start + end)
+        assert last + size > 1 << 32
+        assert path.stat().st_blocks * 512 < 1 << 26
+        file = Part10File(path)
+        assert file.read_frame(count - 1) == b"begin" + bytes(size - 8) + b"end"
+        file.close()
+
+
+class TestEncapsulatedFrames:
+    @given(
+        lengths=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=8),
+        table=st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_equals_pydicom(
+        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], table: bool
+    ) -> None:
+        frames = [[os.urandom(2 * length) for length in fragments] for fragments in lengths]
+        if not table:  # then pydicom and we can tell frames apart only by their number
+            frames = [[b"".join(frame)] for frame in frames]
+        data = items(*(fragment for frame in frames for fragment in frame), table=basic_table(frames) if table else b"")
+        path = save(tmp_path_factory.mktemp("p") / "a.dcm", header(len(frames)), JPEGBaseline8Bit, data)
+        assert read_all(path) == pydicoms(path) == [b"".join(frame) for frame in frames]
+        stored = pydicom.dcmread(path).PixelData
+        file = Part10File(path)
+        for index in reversed(range(len(frames))):
+            assert file.read_frame(index) == get_frame(stored, index, number_of_frames=len(frames))
+        file.close()
+
+    @pytest.mark.parametrize("offsets", ["basic", "none", "extended"])
+    def test_offset_tables(self, tmp_path: Path, offsets: str) -> None:
+        frames = [fragment for frame in streams(20) for fragment in frame]
+        ds = header(20)
+        if offsets == "extended":
+            data, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+        else:
+            data = encapsulate(frames, has_bot=offsets == "basic")
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, data)
+        assert read_all(path) == pydicoms(path) == frames
+
+    def test_extended_table_over_fragments(self, tmp_path: Path) -> None:
+        frames = streams(4, fragments=3)
+        ds = header(4)
+        offsets = np.frombuffer(basic_table(frames), "<u4").astype("<u8")
+        ds.ExtendedOffsetTable = offsets.tobytes()
+        ds.ExtendedOffsetTableLengths = np.array([sum(map(len, frame)) for frame in frames], "<u8").tobytes()
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, items(*(f for frame in frames for f in frame)))
+        assert read_all(path) == [b"".join(frame) for frame in frames]
+
+    @pytest.mark.parametrize("head", [JPEG_HEAD, J2K_HEAD])
+    def test_fragments_without_a_table(self, tmp_path: Path, head: bytes) -> None:
+        frames = streams(6, fragments=3, head=head)
+        syntax = JPEGBaseline8Bit if head == JPEG_HEAD else JPEG2000
+        path = save(tmp_path / "a.dcm", header(6), syntax, items(*(f for frame in frames for f in frame)))
+        assert read_all(path) == [b"".join(frame) for frame in frames]
+
+    def test_all_fragments_are_the_only_frame(self, tmp_path: Path) -> None:
+        fragments = [b"\1\2\3\4", b"\5\6", b"\7\7\7\7\7\7"]
+        path = save(tmp_path / "a.dcm", header(1), JPEGBaseline8Bit, items(*fragments))
+        assert read_all(path) == pydicoms(path) == [b"".join(fragments)]
+
+    def test_a_fragment_that_looks_like_the_next_frame(self, tmp_path: Path) -> None:
+        """A code stream goes on until its end marker, whatever its fragments begin with."""
+        first = [JPEG_HEAD + b"\1" * 20, JPEG_HEAD + b"\2" * 20, b"\3" * 8 + JPEG_TAIL]
+        second = [JPEG_HEAD + b"\4" * 10 + JPEG_TAIL]
+        path = save(tmp_path / "a.dcm", header(2), JPEGBaseline8Bit, items(*first, *second))
+        assert read_all(path) == [b"".join(first), b"".join(second)]
+
+    def test_fragments_that_cannot_be_told_apart(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "odd.dcm", header(3), JPEGBaseline8Bit, items(*[b"\1\2\3\4"] * 5))
+        with pytest.raises(MetadataError, match=r"odd\.dcm.*5 fragments"):
+            Part10File(path).read_frame(0)
+
+    @pytest.mark.parametrize("lie", ["zeros", "shifted", "one early", "one late", "absolute", "too few", "random"])
+    def test_tables_that_lie(self, tmp_path: Path, lie: str) -> None:
+        frames = streams(8)
+        truth = list(struct.unpack("<8I", basic_table(frames)))
+        wrong = {
+            "zeros": [0] * 8,
+            "shifted": [offset + 8 for offset in truth],
+            "one early": [*truth[:4], truth[4] - 20, *truth[5:]],
+            "one late": [*truth[:4], truth[4] + 20, *truth[5:]],
+            "absolute": [offset + 1000 for offset in truth],
+            "too few": truth[:5],
+            "random": [0, 2, 50, 100, 150, 200, 250, 300],
+        }[lie]
+        data = items(*(frame[0] for frame in frames), table=struct.pack(f"<{len(wrong)}I", *wrong))
+        path = save(tmp_path / "a.dcm", header(8), JPEGBaseline8Bit, data)
+        for index in range(8):  # whichever comes first
+            assert Part10File(path).read_frame(index) == frames[index][0]
+        assert read_all(path) == [frame[0] for frame in frames]
+
+    @pytest.mark.parametrize("table", ["wrapped", "extended", "none"])
+    def test_beyond_4_gib(self, tmp_path: Path, table: str) -> None:
+        """Two frames of 3 GiB of nothing, so that the third lies beyond what 32 bits address."""
+        hole, small = 3 << 30, JPEG_HEAD + b"third " + JPEG_TAIL
+        offsets = [0, hole + 8, 2 * (hole + 8)]
+        ds = header(3)
+        if table == "extended":
+            ds.ExtendedOffsetTable = struct.pack("<3Q", *offsets)
+            ds.ExtendedOffsetTableLengths = struct.pack("<3Q", hole, hole, len(small))
+        basic = struct.pack("<3I", *(offset % (1 << 32) for offset in offsets)) if table == "wrapped" else b""
+        path = save(tmp_path / "big.dcm", ds, JPEGBaseline8Bit, items(table=basic))
+        first = path.stat().st_size - 8  # over the sequence delimiter
+        with path.open("r+b") as stream:
+            for offset, length in zip(offsets, (hole, hole, len(small)), strict=True):
+                stream.seek(first + offset)
+                stream.write(ITEM + struct.pack("<I", length))
+            stream.write(small + SEQUENCE_END + bytes(4))
+        assert path.stat().st_size > 6 << 30
+        assert path.stat().st_blocks * 512 < 1 << 24  # sparse
+        file = Part10File(path)
+        assert file.read_frame(2) == small
+        file.close()
+
+    def test_many_frames(self, tmp_path: Path) -> None:
+        count = 100_000
+        frames = [struct.pack("<II", index, index) for index in range(count)]
+        path = save(tmp_path / "a.dcm", header(count), JPEGBaseline8Bit, items(*frames))
+        file = Part10File(path)
+        assert [file.read_frame(index) for index in (99_999, 0, 12_345)] == [frames[i] for i in (99_999, 0, 12_345)]
+        file.close()
