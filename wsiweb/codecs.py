@@ -6,6 +6,7 @@ are silent. Every array that leaves has the shape and dtype that the metadata pr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", EXPLICIT_BIG_ENDIAN})
 RLE = "1.2.840.10008.1.2.5"
+_RLE_PADDING_BYTES = 64
+LOSSLESS = NATIVE | {RLE, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
 RLE_MEDIA_TYPE = "image/dicom-rle"
 
 
@@ -61,6 +64,9 @@ def decode(
     """
     _check_supported(pixels)
     syntax = frame.transfer_syntax_uid or transfer_syntax_uid
+    doubtful = pixels.photometric.startswith("YBR") and not pixels.photometric_forced
+    if doubtful and _transcoded(frame, pixels, transfer_syntax_uid):
+        pixels = replace(pixels, photometric="RGB", planar_configuration=0)
     raw_length = next((length for length in _raw_lengths(pixels) if 0 <= len(frame.data) - length <= 1), None)
     stream = None
     # Raw pixels may begin like a code stream by chance.
@@ -71,15 +77,22 @@ def decode(
     elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
         image = _decode_rle(frame.data, pixels)
     elif raw_length is not None:
-        # Compressed as stored, raw as sent: a server has decompressed it, and then YBR has become RGB.
-        stored = transfer_syntax_uid
-        decompressed = pixels.lossy if stored is None else stored not in NATIVE
-        image = _decode_raw(
-            frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN, decompressed=decompressed
-        )
+        image = _decode_raw(frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
     else:
         raise _unknown_bytes(frame.data, syntax, _raw_lengths(pixels)[0])
     return _finish(image, pixels, visible)
+
+
+def _transcoded(frame: EncodedFrame, pixels: PixelFormat, stored: str | None) -> bool:
+    """Whether a server has sent something else than what it stores: then YBR has become RGB on the way.
+
+    Where the metadata do not tell what is stored, pixels that were compressed lossily and come without loss tell.
+    """
+    sent = frame.transfer_syntax_uid
+    raw = 0 <= len(frame.data) - _raw_lengths(pixels)[0] <= 1
+    if stored is None:
+        return pixels.lossy and (sent in LOSSLESS or (sent is None and raw))
+    return stored not in NATIVE and (raw if sent is None else sent != stored)
 
 
 def _check_supported(pixels: PixelFormat) -> None:
@@ -178,21 +191,33 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixel
 
 
 def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
+    """Decode segments, one for each byte of each sample, high bytes first (PS3.5 G).
+
+    imagecodecs' own decoder of the whole trusts the header, and crashes the process where that lies.
+    """
     import imagecodecs  # noqa: PLC0415
 
-    dtype = np.dtype("<u2" if pixels.bits_allocated == 16 else "u1")
-    try:
-        planes = np.frombuffer(imagecodecs.dicomrle_decode(data, dtype), dtype)
-        image: Pixels = planes.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns)
-    except Exception as error:  # imagecodecs' own classes, and the shape of what came out
-        raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
-    if pixels.samples_per_pixel == 1:
-        return np.asarray(image[0])
-    interleaved = np.ascontiguousarray(image.transpose(1, 2, 0))
-    return ybr_full_to_rgb(interleaved) if pixels.photometric == "YBR_FULL" else interleaved
+    sample_bytes = pixels.bits_allocated // 8
+    count, area = pixels.samples_per_pixel * sample_bytes, pixels.rows * pixels.columns
+    header = np.frombuffer(data[:64].ljust(64, b"\0"), "<u4").astype(np.int64)
+    bounds = [*header[1 : count + 1].tolist(), len(data)]
+    if header[0] != count or bounds[0] < 64 or sorted(bounds) != bounds:
+        raise TruncatedFrameError(f"The header of the RLE code stream is broken; {count} segments were expected.")
+    planes = np.empty((pixels.samples_per_pixel, sample_bytes, area), np.uint8)
+    for plane, start, stop in zip(planes.reshape(count, area), bounds, bounds[1:], strict=False):
+        try:
+            segment = np.frombuffer(imagecodecs.packbits_decode(data[start:stop]), np.uint8)
+        except Exception as error:  # imagecodecs' own classes
+            raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
+        if not area <= len(segment) <= area + _RLE_PADDING_BYTES:
+            raise TruncatedFrameError(f"A segment of the RLE code stream has {len(segment)} bytes, not {area}.")
+        plane[:] = segment[:area]
+    samples = planes[:, 0] if sample_bytes == 1 else planes[:, 0].astype(np.uint16) << 8 | planes[:, 1]
+    image = np.ascontiguousarray(samples.T).reshape(pixels.rows, pixels.columns, pixels.samples_per_pixel)
+    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
 
 
-def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool, decompressed: bool) -> Pixels:
+def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> Pixels:
     dtype = np.dtype("u1") if pixels.bits_allocated == 8 else np.dtype(">u2" if big_endian else "<u2")
     flat = np.frombuffer(data, dtype)
     if pixels.samples_per_pixel == 1:
@@ -202,11 +227,11 @@ def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool, decompres
         chroma = np.repeat(quads[..., 2:], 2, axis=1)
         luma = quads[..., :2].reshape(pixels.rows, pixels.columns, 1)
         return ybr_full_to_rgb(np.concatenate([luma, chroma], axis=2))
-    if pixels.planar_configuration == 1 and not decompressed:
+    if pixels.planar_configuration == 1:
         image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
     else:
         image = flat.reshape(pixels.rows, pixels.columns, 3)
-    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" and not decompressed else image
+    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
 
 
 def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int, int]) -> None:

@@ -78,7 +78,7 @@ class Image:
                 f"v1, and refers to them in v1beta1."
             )
         indexes = _sparse_channels(parts, members) if sparse else _full_channels(parts, members)
-        background = _background(lead)
+        background = background_of(lead, None)
         channels = {
             key: Channel((index,), lead.pixels.colour, lead.pixels.dtype, background) for key, index in indexes.items()
         }
@@ -200,10 +200,9 @@ def plane_key(plane_um: float) -> float:
     return round(plane_um, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
-def _background(instance: Instance) -> tuple[int, ...]:
+def background_of(instance: Instance, default_cielab: tuple[int, int, int] | None) -> tuple[int, ...]:
     """RecommendedAbsentPixelCIELabValue, else white for colour and 0 for monochrome (PS3.3 C.8.12.4)."""
     if not instance.pixels.colour:
         return (0,)
-    if instance.absent_pixel_cielab is not None:
-        return cielab_to_srgb(instance.absent_pixel_cielab)
-    return (255, 255, 255)
+    cielab = instance.absent_pixel_cielab or default_cielab
+    return (255, 255, 255) if cielab is None else cielab_to_srgb(cielab)

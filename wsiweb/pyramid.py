@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.images import Channel, ChannelKey, Image, images_of
+from wsiweb.images import Channel, ChannelKey, Image, background_of, images_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -261,7 +261,9 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
             for (path, plane), channel in image.channels.items():
                 key = index, path, plane
                 tiles = channels[key].tiles if key in channels else ()
-                channels[key] = replace(channel, tiles=tiles + channel.tiles)
+                # What only level 0 says of absent pixels holds for all levels.
+                background = background_of(image.lead, base.absent_pixel_cielab)
+                channels[key] = replace(channel, tiles=tiles + channel.tiles, background=background)
     return Pyramid(
         uid=base.pyramid_uid,
         lead_uid=base.address.instance_uid,
