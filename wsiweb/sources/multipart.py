@@ -1,7 +1,7 @@
 """An incremental parser for ``multipart/related`` answers (RFC 2046 5.1, PS3.18 8.6.1.2). No I/O.
 
 Each part is handed out as soon as it is whole, so that decoding begins while the rest is on its way. What real
-servers send is taken: headers that end in LF, padding after a boundary, no Content-Length, one that lies, no boundary
+servers send is taken: headers that end in LF, padding after a boundary, a Content-Length that lies, no boundary
 parameter.
 """
 
@@ -116,35 +116,28 @@ class MultipartParser:
         lines = bytes(self._buffer[: match.start()]).decode("latin-1").splitlines()
         pairs = (line.partition(":") for line in lines if ":" in line)
         self._headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        del self._buffer[: match.end()]
+        del self._buffer[: match.end() - 1]  # the line break stays: a delimiter may follow at once
         self._scanned = 0
         self._state = self._body
 
     def _body(self) -> Part | None:
-        """Find the delimiter that ends the part: where Content-Length says, else by search."""
+        """Find the delimiter that ends the part.
+
+        Content-Length is not asked: some servers get it wrong, and a delimiter may not occur in a part anyway.
+        """
         assert self._delimiter is not None  # noqa: S101  (the preamble set it)
         marker = b"\n" + self._delimiter
-        length = self._headers.get("content-length", "")
-        if self._scanned == 0 and length.isdecimal() and int(length) <= MAX_PART_BYTES:
-            end = int(length)
-            if len(self._buffer) < end + 2 + len(marker):
-                # Cut bodies end here; a length that lies is seen by the delimiter inside.
-                if len(self._buffer) >= end or self._buffer.find(marker, max(0, len(self._buffer) - 65_536)) < 0:
-                    return None
-            elif self._buffer.startswith((b"\r" + marker, marker), end):
-                return self._take(end, self._buffer.index(marker, end))
         found = self._buffer.find(marker, max(self._scanned - len(marker), 0))
         if found < 0:
             self._scanned = len(self._buffer)
             if self._scanned > MAX_PART_BYTES:
                 raise ProtocolError(f"A part of the answer is larger than {MAX_PART_BYTES:,} bytes.")
             return None
-        end = found - 1 if self._buffer[found - 1 : found] == b"\r" else found
-        return self._take(end, found)
+        return self._take(found - 1 if self._buffer[found - 1 : found] == b"\r" else found, found)
 
     def _take(self, end: int, delimiter: int) -> Part:
         assert self._delimiter is not None  # noqa: S101
-        part = Part(self._headers, bytes(memoryview(self._buffer)[:end]))
+        part = Part(self._headers, bytes(memoryview(self._buffer)[1:end]))
         del self._buffer[: delimiter + 1 + len(self._delimiter)]
         self._state = self._after_delimiter
         return part
