@@ -57,6 +57,7 @@ def _sequence(data: bytes) -> dict[str, object]:
             items = read_items(data, implicit=implicit)
         except (MetadataError, struct.error, IndexError):
             continue
-        if items and all(items):
+        # Read the wrong way, sequences come out empty.
+        if any(items) and all(macro["Value"] and all(macro["Value"]) for item in items for macro in item.values()):
             return {"vr": "SQ", "Value": items}
     raise MetadataError("its bulk data are no sequence that can be read.")

@@ -71,7 +71,7 @@ class Image:
         for part in parts[1:]:
             _check_together(lead, part)
         sparse = lead.organization != "TILED_FULL" and all(part.positions is not None for part in parts)
-        if lead.organization == "TILED_SPARSE" and not sparse:
+        if lead.organization == "TILED_SPARSE" and not sparse and lead.flavor == "VOLUME":
             raise MetadataError(
                 f"Instance {lead.address.instance_uid} is TILED_SPARSE, but its metadata lack the position of each "
                 f"frame (PerFrameFunctionalGroupsSequence). Some stores leave large sequences out: Google's does in "
@@ -152,17 +152,18 @@ def _full_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[Ch
         counts=np.array([part.number_of_frames for part in parts], np.int64),
         name=f"concatenation {lead.concatenation_uid}" if concatenated else f"instance {lead.address.instance_uid}",
     )
-    indexes: dict[ChannelKey, TileIndex] = {
-        (path.identifier, plane_key(lead.first_plane_um + plane * lead.plane_spacing_um)): FullTileIndex(
-            tile_width=pixels.columns,
-            tile_height=pixels.rows,
-            grid_columns=columns,
-            first_frame=(path_position * planes + plane) * columns * rows,
-            frames=frames,
-        )
-        for path_position, path in enumerate(paths)
-        for plane in range(planes)
-    }
+    indexes: dict[ChannelKey, TileIndex] = {}
+    for path_position, path in enumerate(paths):
+        for plane in range(planes):
+            index = FullTileIndex(
+                tile_width=pixels.columns,
+                tile_height=pixels.rows,
+                grid_columns=columns,
+                first_frame=(path_position * planes + plane) * columns * rows,
+                frames=frames,
+            )
+            # Without SpacingBetweenSlices nothing tells planes apart, and the first stands for all.
+            indexes.setdefault((path.identifier, plane_key(lead.first_plane_um + plane * lead.plane_spacing_um)), index)
     return indexes
 
 
