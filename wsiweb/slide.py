@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import icc as icc_profiles
 from wsiweb import opening, resolution
+from wsiweb.content import SlideContent, load_content
 from wsiweb.errors import MetadataError, RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.options import ReadOptions
 from wsiweb.plan import check_region
-from wsiweb.properties import properties_of
-from wsiweb.pyramid import Level, Pyramid, build_pyramids, single_image
+from wsiweb.pyramid import Level, Pyramid, single_image
 from wsiweb.reader import Reader
 from wsiweb.regions import Region, integer, read_views, rectangle
 from wsiweb.resolution import View
@@ -30,24 +29,11 @@ if TYPE_CHECKING:
 
     from wsiweb.dicomjson import BinaryValue
     from wsiweb.images import Channel
-    from wsiweb.metadata import Instance
     from wsiweb.patches import PatchPlan
     from wsiweb.sources.base import FrameSource
     from wsiweb.stats import ReadStats
 
     Pixels = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Content:
-    """What the metadata told: everything about a slide that does not change and that pickles."""
-
-    study_uid: str
-    series_uid: str
-    instances: tuple[Instance, ...]
-    pyramids: tuple[Pyramid, ...]
-    properties: tuple[dict[str, str | float], ...]
-    """One for each pyramid."""
 
 
 class Slide:
@@ -57,7 +43,7 @@ class Slide:
     metadata again.
     """
 
-    def __init__(self, content: _Content, source: FrameSource, options: ReadOptions, pyramid: int) -> None:
+    def __init__(self, content: SlideContent, source: FrameSource, options: ReadOptions, pyramid: int) -> None:
         self._content = content
         self._options = options
         self._pyramid_index = pyramid
@@ -128,7 +114,7 @@ class Slide:
         series_uids = () if series_uid is None else (series_uid,) if isinstance(series_uid, str) else tuple(series_uid)
         source = opening.open_source(place, study_uid, series_uids, connection, options)
         try:
-            content = _content(source, _stated_mpp(mpp), photometric)
+            content = load_content(source, mpp=_stated_mpp(mpp), photometric=photometric)
             return cls(content, source, options, _chosen(content.pyramids, pyramid))
         except BaseException:
             source.close()
@@ -583,7 +569,7 @@ class Slide:
         return f"<Slide {self.series_uid}: {width} x {height} px{resolution_}, {len(self.levels)} levels>"
 
 
-def _renewed(reader: Reader, content: _Content) -> Reader:
+def _renewed(reader: Reader, content: SlideContent) -> Reader:
     """Return a reader for this process, made of what crosses a fork safely: plain values."""
     import copy  # noqa: PLC0415
 
@@ -617,20 +603,6 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
 
     def __repr__(self) -> str:
         return f"<associated images: {', '.join(self._positions) or 'none'}>"
-
-
-def _content(source: FrameSource, mpp: tuple[float, float] | None, photometric: str | None) -> _Content:
-    instances, datasets = opening.instances_of(source, photometric=photometric)
-    pyramids = build_pyramids(instances, mpp=mpp, report=opening.report)
-    lead = next(instance for instance in instances if instance.flavor == "VOLUME").address
-    properties = []
-    for pyramid in pyramids:
-        size = pyramid.levels[0].size
-        position = next(
-            n for n, i in enumerate(instances) if i.flavor == "VOLUME" and (i.matrix_width, i.matrix_height) == size
-        )
-        properties.append(properties_of(datasets[position]))
-    return _Content(lead.study_uid, lead.series_uid, tuple(instances), pyramids, tuple(properties))
 
 
 def _chosen(pyramids: tuple[Pyramid, ...], wish: int | str | None) -> int:
