@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsiweb.dicomjson import Attributes
 from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
 from wsiweb.sources.base import EncodedFrame
 from wsiweb.sources.part10 import NotDicomError, Part10File
@@ -98,7 +99,7 @@ class LocalSource:
         for problem in problems:
             self._report(problem)
         order = {uid: position for position, uid in enumerate(self._series_uids)}
-        datasets.sort(key=lambda dataset: order.get(_uid(dataset, "0020000E") or "", 0))
+        datasets.sort(key=lambda dataset: order.get(Attributes(dataset).string("SeriesInstanceUID") or "", 0))
         return datasets
 
     def _candidates(self) -> Iterator[tuple[Path, bool]]:
@@ -116,7 +117,8 @@ class LocalSource:
                 raise SlideNotFoundError(f"{path} does not exist.")
 
     def _belongs(self, dataset: JsonDataset) -> bool:
-        study, series = (_uid(dataset, tag) for tag in ("0020000D", "0020000E"))
+        attributes = Attributes(dataset)
+        study, series = attributes.string("StudyInstanceUID"), attributes.string("SeriesInstanceUID")
         return (self._study_uid is None or study == self._study_uid) and (
             not self._series_uids or series in self._series_uids
         )
@@ -144,8 +146,3 @@ class LocalSource:
         """Close the files."""
         for file in self._files.values():
             file.close()
-
-
-def _uid(dataset: JsonDataset, tag: str) -> str | None:
-    values = dataset.get(tag, {}).get("Value") or [None]
-    return values[0] if isinstance(values[0], str) else None

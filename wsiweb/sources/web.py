@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from wsiweb.dicomjson import loads
+from wsiweb.dicomjson import Attributes, loads
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import readable_error, same_origin, without_secrets
@@ -83,7 +83,7 @@ class WebSource:
 
     def _whole(self, dataset: JsonDataset, series_url: str) -> JsonDataset:
         """Ask for an instance by itself where the series' metadata are an extract (Orthanc's MainDicomTags)."""
-        uid = _value(dataset, "00080018")
+        uid = Attributes(dataset).string("SOPInstanceUID")
         if "00280010" in dataset or uid is None:
             return dataset
         whole = self._json(f"{series_url}/instances/{uid}/metadata", what=f"The metadata of instance {uid}")
@@ -97,8 +97,9 @@ class WebSource:
             parameters={"SeriesInstanceUID": series_uid, "limit": "2"},
         )
         # Not every service filters: take only what was asked for.
-        matching = [item for item in found if _value(item, "0020000E") in (series_uid, None)]
-        return sorted({study for item in matching if (study := _value(item, "0020000D"))})
+        items = [Attributes(item) for item in found]
+        matching = [item for item in items if item.string("SeriesInstanceUID") in (series_uid, None)]
+        return sorted({study for item in matching if (study := item.string("StudyInstanceUID"))})
 
     def slide_series(self) -> list[str]:
         """Return the slide microscopy series of the study, by one QIDO-RS request."""
@@ -107,8 +108,9 @@ class WebSource:
             what=f"Study {self._study_uid}",
             parameters={"Modality": "SM"},
         )
-        matching = [item for item in found if _value(item, "00080060") in ("SM", None)]
-        return sorted({series for item in matching if (series := _value(item, "0020000E"))})
+        items = [Attributes(item) for item in found]
+        matching = [item for item in items if item.string("Modality") in ("SM", None)]
+        return sorted({series for item in matching if (series := item.string("SeriesInstanceUID"))})
 
     def fetch_bulk(self, uri: str) -> bytes:
         """Return the value behind a BulkDataURI of this service."""
@@ -202,8 +204,3 @@ class WebSource:
             self.service, self._gate, self._accepts, self._options.max_attempts, url, batch, cancellation
         )
         return retrieval.run()
-
-
-def _value(dataset: JsonDataset, tag: str) -> str | None:
-    values = dataset.get(tag, {}).get("Value") or [None]
-    return values[0] if isinstance(values, list) and isinstance(values[0], str) else None
