@@ -125,13 +125,18 @@ class Attributes:
     def __init__(self, elements: dict[str, Any]) -> None:
         self._elements = elements
 
+    def _element(self, keyword: str) -> dict[str, Any]:
+        tag = TAGS[keyword]
+        element = self._elements.get(tag) or self._elements.get(tag.lower())
+        return element if isinstance(element, dict) else {}
+
     def _values(self, keyword: str) -> list[Any]:
-        element = self._elements.get(TAGS[keyword])
-        if not isinstance(element, dict):
-            return []
-        vr = element.get("vr", "UN")
-        if "InlineBinary" in element and vr in _BINARY_FORMATS:
-            data = _decode_base64(element["InlineBinary"], keyword)
+        element = self._element(keyword)
+        vr, inline = element.get("vr"), element.get("InlineBinary")
+        if not isinstance(vr, str):
+            vr = "UN"
+        if inline is not None and vr in _BINARY_FORMATS:
+            data = _decode_base64(inline, keyword)
             code = _BINARY_FORMATS[vr]
             count = len(data) // struct.calcsize(code)
             return list(struct.unpack_from(f"<{count}{code}", data))
@@ -166,10 +171,10 @@ class Attributes:
                 continue
             try:
                 number = float(value.strip(" \0") if isinstance(value, str) else value)
-            except (TypeError, ValueError):
-                raise MetadataError(f"{keyword} is {value!r:.80}, which is no number.") from None
+            except (TypeError, ValueError, OverflowError):
+                raise MetadataError(f"{keyword} is {_shown(value)}, which is no number.") from None
             if not -1e300 < number < 1e300:
-                raise MetadataError(f"{keyword} is {value!r:.80}, which is no finite number.")
+                raise MetadataError(f"{keyword} is {_shown(value)}, which is no finite number.")
             numbers.append(number)
         return tuple(numbers)
 
@@ -211,8 +216,7 @@ class Attributes:
 
     def raw_items(self, keyword: str) -> list[dict[str, Any]]:
         """Return the items of a sequence as they are, for the walk over many frames."""
-        element = self._elements.get(TAGS[keyword])
-        value = element.get("Value") if isinstance(element, dict) else None
+        value = self._element(keyword).get("Value")
         if isinstance(value, dict):
             value = [value]
         if not isinstance(value, list):
@@ -221,13 +225,21 @@ class Attributes:
 
     def binary(self, keyword: str) -> BinaryValue | None:
         """Return a binary value, inline or by reference, or None."""
-        element = self._elements.get(TAGS[keyword])
-        if not isinstance(element, dict):
-            return None
-        if "InlineBinary" in element:
-            return BinaryValue(_decode_base64(element["InlineBinary"], keyword), None)
-        uri = element.get("BulkDataURI")
+        element = self._element(keyword)
+        inline, uri = element.get("InlineBinary"), element.get("BulkDataURI")
+        if isinstance(uri, dict):  # seen in metadata of the Imaging Data Commons: the element within itself
+            uri = uri.get("BulkDataURI")
+        if inline is not None or ("InlineBinary" in element and uri is None):
+            return BinaryValue(_decode_base64(inline, keyword), None)
         return BinaryValue(None, uri) if isinstance(uri, str) and uri else None
+
+
+def _shown(value: Any) -> str:
+    """Show a value in a message; an integer of ten thousand digits cannot even be printed."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "a very long number"
 
 
 def _text(value: Any) -> str:

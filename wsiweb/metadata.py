@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 VL_WHOLE_SLIDE_MICROSCOPY = "1.2.840.10008.5.1.4.1.1.77.1.6"
+MAX_PLANES_OR_PATHS = 4096
+MAX_POSITION = 1 << 40
 FLAVORS = ("VOLUME", "LABEL", "OVERVIEW", "THUMBNAIL")
 """Values of ImageType 3 that are read (PS3.3 C.8.12.4.1.1); others, such as REGIONLOCALIZER, are not."""
 
@@ -126,10 +128,10 @@ class Instance:
         """(x, y) in µm: from PixelSpacing, else from the imaged volume, else None."""
         if self.pixel_spacing_mm is not None:
             row_mm, column_mm = self.pixel_spacing_mm
-            return round(column_mm * 1000, 9), round(row_mm * 1000, 9)
+            return _micrometres(column_mm, row_mm)
         if self.imaged_volume_mm is not None:
             width_mm, height_mm = self.imaged_volume_mm
-            return width_mm * 1000 / self.matrix_width, height_mm * 1000 / self.matrix_height
+            return _micrometres(width_mm / self.matrix_width, height_mm / self.matrix_height)
         return None
 
     @classmethod
@@ -151,6 +153,12 @@ class Instance:
             return None if flavor is None else _instance(attributes, flavor)
         except MetadataError as error:
             raise MetadataError(f"Instance {uid}: {error}") from error
+
+
+def _micrometres(x_mm: float, y_mm: float) -> tuple[float, float] | None:
+    """Convert, without the noise of binary fractions; None for what no microscope can mean."""
+    x_um, y_um = (float(f"{axis * 1000:.12g}") for axis in (x_mm, y_mm))
+    return (x_um, y_um) if all(1e-6 <= axis <= 1e6 for axis in (x_um, y_um)) else None
 
 
 def _flavor(attributes: Attributes) -> str | None:
@@ -205,9 +213,9 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         number_of_frames=number_of_frames,
         organization=organization,
         optical_paths=_optical_paths(attributes),
-        number_of_focal_planes=max(attributes.integer("TotalPixelMatrixFocalPlanes") or 1, 1),
+        number_of_focal_planes=_count(attributes, "TotalPixelMatrixFocalPlanes"),
         first_plane_um=first_plane_um,
-        plane_spacing_um=(measures.number("SpacingBetweenSlices") or 0.0) * 1000,
+        plane_spacing_um=_plane_spacing_um(shared, measures),
         positions=_positions(per_frame, shared, number_of_frames),
         pixel_spacing_mm=_pair(measures, "PixelSpacing"),
         imaged_volume_mm=_volume(attributes),
@@ -218,7 +226,7 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         acquisition_datetime=attributes.string("AcquisitionDateTime"),
         frame_of_reference_uid=attributes.string("FrameOfReferenceUID"),
         extended_depth_of_field=attributes.string("ExtendedDepthOfField") == "YES",
-        absent_pixel_cielab=(int(lab[0]), int(lab[1]), int(lab[2])) if len(lab) == 3 else None,
+        absent_pixel_cielab=_cielab(lab),
     )
 
 
@@ -265,8 +273,21 @@ def _optical_paths(attributes: Attributes) -> tuple[OpticalPath, ...]:
     )
     if paths:
         return paths
-    count = max(attributes.integer("NumberOfOpticalPaths") or 1, 1)
+    count = _count(attributes, "NumberOfOpticalPaths")
     return tuple(OpticalPath(str(position), None, None, None) for position in range(1, count + 1))
+
+
+def _count(attributes: Attributes, keyword: str) -> int:
+    """Return how many there are, 1 where unsaid; a hostile number would cost memory."""
+    count = max(attributes.integer(keyword) or 1, 1)
+    if count > MAX_PLANES_OR_PATHS:
+        raise MetadataError(f"{keyword} is {count}; more than {MAX_PLANES_OR_PATHS} are not believed.")
+    return count
+
+
+def _plane_spacing_um(shared: Attributes, measures: Attributes) -> float:
+    spacing_mm = shared.first_item("PixelMeasuresSequence").number("SpacingBetweenSlices")
+    return (spacing_mm or measures.number("SpacingBetweenSlices") or 0.0) * 1000
 
 
 def _pixel_measures(shared: Attributes, attributes: Attributes, per_frame: list[dict[str, Any]]) -> Attributes:
@@ -283,13 +304,22 @@ def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
 
 
+def _cielab(values: tuple[float, ...]) -> tuple[int, int, int] | None:
+    if len(values) != 3 or not all(0 <= value <= 65535 for value in values):
+        return None
+    return int(values[0]), int(values[1]), int(values[2])
+
+
 def _origin(origin: Attributes) -> tuple[float, float] | None:
     x, y = origin.number("XOffsetInSlideCoordinateSystem"), origin.number("YOffsetInSlideCoordinateSystem")
     return None if x is None or y is None else (x, y)
 
 
 def _volume(attributes: Attributes) -> tuple[float, float] | None:
-    width, height = attributes.number("ImagedVolumeWidth"), attributes.number("ImagedVolumeHeight")
+    try:
+        width, height = attributes.number("ImagedVolumeWidth"), attributes.number("ImagedVolumeHeight")
+    except MetadataError:  # not needed where PixelSpacing tells
+        return None
     return (width, height) if width and height and width > 0 and height > 0 else None
 
 
@@ -324,21 +354,33 @@ def _positions(per_frame: list[dict[str, Any]], shared: Attributes, number_of_fr
         xs.append(x - 1)
         ys.append(y - 1)
         zs.append(z)
-        try:
-            path = item[path_tag]["Value"][0][identifier_tag]["Value"][0] if path_tag in item else shared_path
-        except (KeyError, IndexError, TypeError):
-            path = None
+        path = _path_identifier(item, path_tag, identifier_tag) if path_tag in item else shared_path
         code = code_of.get(path)
         if code is None:
             code = code_of[path] = len(code_of)
         codes.append(code)
-    return FramePositions(
-        np.array(xs, np.int64),
-        np.array(ys, np.int64),
-        np.array(zs, np.float64),
-        np.array(codes, np.int64),
-        tuple(None if path is None else str(path).strip(" \0") for path in code_of),
-    )
+    return _columns(xs, ys, zs, codes, tuple(code_of))
+
+
+def _columns(
+    xs: list[int], ys: list[int], zs: list[float], codes: list[int], identifiers: tuple[str | None, ...]
+) -> FramePositions:
+    try:
+        x_array, y_array, z_array = np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64)
+    except (OverflowError, ValueError):
+        raise MetadataError("the position of a frame is beyond all numbers.") from None
+    if np.isinf(z_array).any() or max(abs(x_array).max(), abs(y_array).max()) > MAX_POSITION:
+        raise MetadataError("the position of a frame is beyond all slides.")
+    stripped = tuple(None if identifier is None else identifier.strip(" \0") for identifier in identifiers)
+    return FramePositions(x_array, y_array, z_array, np.array(codes, np.int64), stripped)
+
+
+def _path_identifier(item: dict[str, Any], path_tag: str, identifier_tag: str) -> str | None:
+    try:
+        path = item[path_tag]["Value"][0][identifier_tag]["Value"][0]
+    except (KeyError, IndexError, TypeError):
+        return Attributes(item).first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
+    return path if type(path) is str else str(path) if isinstance(path, (int, float)) else None
 
 
 def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:

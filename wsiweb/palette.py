@@ -56,6 +56,11 @@ def read_palette(attributes: Attributes) -> Palette:
             raise MetadataError(f"{colour}PaletteColorLookupTableData are missing.")
         table = _unsegmented(value.inline, entries) if plain is None else _table(value.inline, entries)
         tables.append((table >> (8 if bits > 8 else 0)).astype(np.uint8))
+    if len({len(table) for table in tables}) != 1:
+        raise MetadataError(
+            f"The tables of RedPaletteColorLookupTableData and its siblings differ in length: "
+            f"{[len(table) for table in tables]}."
+        )
     return Palette(first, np.stack(tables, axis=1))
 
 
