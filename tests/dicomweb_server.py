@@ -65,10 +65,11 @@ class StoredInstance:
         count = int(dataset.get("NumberOfFrames", 1))
         bulk: dict[str, bytes] = {}
         syntax = str(dataset.file_meta.TransferSyntaxUID)
-        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        if syntax in MEDIA_TYPES:
             frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
         else:
-            size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+            pixels = dataset.get("Rows", 0) * dataset.get("Columns", 0)
+            size = pixels * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
             if dataset.PhotometricInterpretation == "YBR_FULL_422":
                 size = size // 3 * 2
             frames = [dataset.PixelData[i * size : (i + 1) * size] for i in range(count)]
@@ -92,7 +93,13 @@ class StoredInstance:
         return cls(metadata, frames, syntax, bulk)
 
     def uid(self, keyword: str) -> str:
-        return str(self.metadata[f"{tag_for_keyword(keyword):08X}"]["Value"][0])
+        return self.values(f"{tag_for_keyword(keyword):08X}")[0]
+
+    def values(self, tag: str) -> list[str]:
+        """Return the values of an attribute, in whatever form a test has put them."""
+        element = self.metadata.get(tag)
+        value = element.get("Value", []) if isinstance(element, dict) else []
+        return [str(item).strip(" \0") for item in (value if isinstance(value, list) else [value])]
 
 
 class DICOMwebServer:
@@ -147,8 +154,7 @@ class DICOMwebServer:
             instance
             for instance in self.instances
             if all(
-                any(fnmatchcase(str(value), pattern) for value in instance.metadata.get(tag, {}).get("Value", ()))
-                for tag, pattern in wanted.items()
+                any(fnmatchcase(value, pattern) for value in instance.values(tag)) for tag, pattern in wanted.items()
             )
         ]
 

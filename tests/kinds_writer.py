@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
 from synthetic import (
     SyntheticSlide,
     TruthLevel,
@@ -36,6 +36,9 @@ SIZE = (150, 110)
 TILE = (64, 48)
 """A 3 by 3 grid over ``SIZE``, cropped at the right and at the bottom."""
 KEY: PlaneKey = ("1", 0.0)
+
+YOUNG = tuple(UID(f"1.2.840.10008.1.2.4.{number}") for number in (110, 111, 112))
+"""JPEG XL: transfer syntaxes that pydicom does not know yet."""
 
 Place = tuple[int, int]
 """Top left corner (x, y), 0-based, in pixels of the level."""
@@ -81,7 +84,11 @@ def store(
     ds = copy.deepcopy(ds)
     if "NumberOfFrames" in ds:
         ds.NumberOfFrames = len(frames)
-    _store(slide.folder, name, ds, list(frames), syntax, offsets, None)
+    known = syntax if syntax not in YOUNG else HTJ2KLossless
+    _store(slide.folder, name, ds, list(frames), known, offsets, None)
+    if syntax != known:
+        file = next(slide.folder.glob(f"{name}-{ds.SOPInstanceUID[-6:]}.dcm"))
+        file.write_bytes(file.read_bytes().replace(known.encode(), syntax.encode(), 1))
     return str(ds.SOPInstanceUID)
 
 

@@ -1,0 +1,223 @@
+"""Caches: never above their budget, the least recently used goes first, and nothing is produced twice."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsiweb.cache import AbandonedError, ByteCache, SingleFlightCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+Event = tuple[str, bytes | None, BaseException | None]
+PATIENCE_SECONDS = 30
+"""Only a deadlock takes so long."""
+
+operations = st.lists(
+    st.tuples(st.sampled_from(["get", "put", "put", "discard"]), st.integers(0, 9)), max_size=60
+)  # fmt: skip
+
+
+@given(operations, st.integers(0, 30))
+@settings(max_examples=200, deadline=None)
+def test_a_byte_budgeted_lru(steps: list[tuple[str, int]], budget_bytes: int) -> None:
+    """Key n has n + 1 bytes; compared with an ordered dict that is emptied from its old end."""
+    cache: ByteCache[int, bytes] = ByteCache(budget_bytes, len)
+    model: OrderedDict[int, bytes] = OrderedDict()
+    for step, key in steps:
+        if step == "discard":
+            cache.discard(key)
+            model.pop(key, None)
+        elif step == "get":
+            assert cache.get(key) == model.get(key)
+            if key in model:
+                model.move_to_end(key)
+        else:
+            cache.put(key, bytes(key + 1))
+            if key < budget_bytes:
+                model[key] = bytes(key + 1)
+                model.move_to_end(key)
+            while sum(map(len, model.values())) > budget_bytes:
+                model.popitem(last=False)
+    for key, value in model.items():
+        assert cache.get(key) == value
+
+
+def test_an_oversize_value_costs_no_other() -> None:
+    cache: ByteCache[str, bytes] = ByteCache(10, len)
+    cache.put("small", bytes(10))
+    cache.put("large", bytes(11))
+    assert cache.get("large") is None
+    assert cache.get("small") == bytes(10)
+
+
+def test_a_budget_of_nothing_keeps_nothing() -> None:
+    cache: ByteCache[str, bytes] = ByteCache(0, len)
+    cache.put("a", b"x")
+    assert cache.get("a") is None
+
+
+def test_forgetting_what_is_not_there() -> None:
+    ByteCache[str, bytes](10, len).discard("a")
+
+
+def together(work: Callable[[int], Result], count: int = 8) -> list[Result]:
+    """Call ``work`` with 0, 1, ... in as many threads at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> Result:
+        barrier.wait(PATIENCE_SECONDS)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+def test_the_budget_holds_with_many_threads() -> None:
+    cache: ByteCache[int, bytes] = ByteCache(200, len)
+
+    def work(seed: int) -> None:
+        for n in range(500):
+            key = (seed * 31 + n * 7) % 40
+            cache.put(key, bytes(key + 1))
+            value = cache.get((key + n) % 40)
+            assert value is None or len(value) == (key + n) % 40 + 1
+            cache.discard((key * n) % 40)
+
+    together(work)
+    assert sum(len(value) for key in range(40) if (value := cache.get(key)) is not None) <= 200
+
+
+class Listener:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def __call__(self, key: str, value: bytes | None, error: BaseException | None) -> None:
+        self.events.put((key, value, error))
+
+    @property
+    def told(self) -> list[Event]:
+        return [self.events.get_nowait() for _ in range(self.events.qsize())]
+
+
+def flights(budget_bytes: int = 100) -> SingleFlightCache[str, bytes]:
+    return SingleFlightCache(budget_bytes, len)
+
+
+def test_the_first_who_asks_produces() -> None:
+    cache, first, second = flights(), Listener(), Listener()
+    assert cache.claim(["a", "b"], first).ours == ["a", "b"]
+    assert cache.claim(["b", "c"], second).ours == ["c"]
+    cache.resolve("b", b"B", keep=True)
+    assert first.told == second.told == [("b", b"B", None)]
+    claim = cache.claim(["b", "a"], second)
+    assert (claim.hits, claim.ours) == ({"b": b"B"}, [])  # a is still on its way
+    cache.resolve("a", b"A", keep=True)
+    assert (first.told, second.told) == ([("a", b"A", None)], [("a", b"A", None)])
+
+
+def test_a_hit_tells_no_listener() -> None:
+    cache, listener = flights(), Listener()
+    cache.claim(["a"], Listener())
+    cache.resolve("a", b"A", keep=True)
+    assert cache.claim(["a"], listener).hits == {"a": b"A"}
+    cache.resolve("a", b"again", keep=True)
+    assert not listener.told
+
+
+@pytest.mark.parametrize(("budget_bytes", "keep"), [(100, False), (0, True), (2, True)])
+def test_what_is_not_kept_still_reaches_who_waits(budget_bytes: int, keep: bool) -> None:
+    cache, listener = flights(budget_bytes), Listener()
+    cache.claim(["a"], listener)
+    cache.resolve("a", b"AAA", keep=keep)
+    assert listener.told == [("a", b"AAA", None)]
+    assert cache.claim(["a"], Listener()).ours == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), AbandonedError()])
+def test_failure_reaches_all_who_wait_and_does_not_latch(error: Exception) -> None:
+    cache, first, second = flights(), Listener(), Listener()
+    cache.claim(["a"], first)
+    cache.claim(["a"], second)
+    cache.fail("a", error)
+    assert first.told == second.told == [("a", None, error)]
+    claim = cache.claim(["a"], second)
+    assert (claim.hits, claim.ours) == ({}, ["a"])
+    cache.resolve("a", b"A", keep=True)
+    assert (first.told, second.told) == ([], [("a", b"A", None)])
+
+
+def test_what_nobody_waits_for_may_fail_and_resolve() -> None:
+    cache = flights()
+    cache.fail("a", AbandonedError())
+    cache.resolve("a", b"A", keep=True)
+    assert cache.claim(["a"], Listener()).hits == {"a": b"A"}
+
+
+def test_a_listener_may_ask_again() -> None:
+    """As who is told that a tile was abandoned does; a lock held meanwhile would block for ever."""
+    cache, second = flights(), Listener()
+    reclaimed: list[str] = []
+
+    def listener(key: str, value: bytes | None, error: BaseException | None) -> None:
+        if error is not None:
+            reclaimed.extend(cache.claim([key], second).ours)
+
+    cache.claim(["a"], listener)
+    thread = threading.Thread(target=cache.fail, args=("a", AbandonedError()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    assert reclaimed == ["a"]
+    cache.resolve("a", b"A", keep=False)
+    assert second.told == [("a", b"A", None)]
+
+
+def test_eight_threads_produce_each_value_once() -> None:
+    """Each key fails once, is claimed anew by one of those who were told, and then reaches everybody."""
+    keys = [f"key {n}" for n in range(50)]
+    cache = flights(10_000)
+    produced: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def produce(key: str) -> None:
+        with lock:
+            produced[key] += 1
+            first = produced[key] == 1
+        if first:
+            cache.fail(key, AbandonedError())
+        else:
+            cache.resolve(key, key.encode(), keep=True)
+
+    def work(number: int) -> dict[str, bytes]:
+        listener = Listener()
+        wanted = keys[number:] + keys[:number]
+        claim = cache.claim(wanted, listener)
+        values = dict(claim.hits)
+        for key in claim.ours:
+            produce(key)
+        while len(values) < len(keys):
+            key, value, error = listener.events.get(timeout=PATIENCE_SECONDS)
+            if value is not None:
+                values[key] = value
+                continue
+            assert isinstance(error, AbandonedError)
+            again = cache.claim([key], listener)
+            values.update(again.hits)
+            for mine in again.ours:
+                produce(mine)
+        return values
+
+    for values in together(work):
+        assert values == {key: key.encode() for key in keys}
+    assert set(produced.values()) == {2}

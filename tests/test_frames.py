@@ -1,0 +1,131 @@
+"""Frame indexes against a walk over all frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsiweb.errors import MetadataError
+from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, TileTable
+from wsiweb.geometry import Rectangle
+
+Row = tuple[int, int, int, int]
+"""(instance index, frame index, x, y)."""
+
+
+def rows_of(table: TileTable) -> list[Row]:
+    columns = (table.instance_index, table.frame_index, table.x, table.y)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def whole(frames: int) -> Concatenation:
+    return concatenation((0, frames))
+
+
+def concatenation(*parts: tuple[int, int]) -> Concatenation:
+    """Number instances of (offset, frames), which are the slide's instances from 5 on."""
+    return Concatenation(
+        instance_indices=np.arange(5, 5 + len(parts)),
+        offsets=np.array([offset for offset, _ in parts]),
+        counts=np.array([frames for _, frames in parts]),
+        name="concatenation 1.2",
+    )
+
+
+def table(corners: list[tuple[int, int]], tile: tuple[int, int]) -> TileTable:
+    count = len(corners)
+    x, y = np.array(corners, np.int64).reshape(-1, 2).T
+    return TileTable(
+        np.zeros(count, np.int64), np.arange(count), x, y, np.full(count, tile[0]), np.full(count, tile[1])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A level, its tile size and a region of it."""
+
+    level: tuple[int, int]
+    tile: tuple[int, int]
+    region: Rectangle
+
+    def touches(self, x: int, y: int) -> bool:
+        return not Rectangle(x, y, *self.tile).intersection(self.region).empty
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    sides = st.integers(1, 40)
+    level, tile = draw(st.tuples(sides, sides)), draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    x, y = draw(st.integers(0, level[0] - 1)), draw(st.integers(0, level[1] - 1))
+    w, h = draw(st.integers(1, level[0] - x)), draw(st.integers(1, level[1] - y))
+    return Case(level, tile, Rectangle(x, y, w, h))
+
+
+@given(cases(), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_full_finds_the_tiles_of_a_region(case: Case, planes_before: int) -> None:
+    (tile_w, tile_h), (width, height) = case.tile, case.level
+    corners = [(x, y) for y in range(0, height, tile_h) for x in range(0, width, tile_w)]
+    first = planes_before * len(corners)
+    index: TileIndex = FullTileIndex(tile_w, tile_h, -(-width // tile_w), first, whole(first + len(corners)))
+    expected = [(5, first + n, x, y) for n, (x, y) in enumerate(corners) if case.touches(x, y)]
+    assert rows_of(index.tiles_in(case.region)) == expected
+    assert not index.overlapping
+
+
+@given(cases(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_sparse_finds_the_tiles_of_a_region(case: Case, data: st.DataObject) -> None:
+    """Anywhere, also off the level; of frames at one place only the last; in rising frame order."""
+    places = st.tuples(st.integers(-30, 60), st.integers(-30, 60))
+    corners = data.draw(st.lists(places, min_size=1, max_size=25))
+    corners += data.draw(st.lists(st.sampled_from(corners), max_size=4))
+    last = {corner: n for n, corner in enumerate(corners)}
+    index = SparseTileIndex(table(corners, case.tile), case.level[0])
+    expected = [(0, n, x, y) for n, (x, y) in enumerate(corners) if last[x, y] == n and case.touches(x, y)]
+    assert rows_of(index.tiles_in(case.region)) == expected
+    tile_w, tile_h = case.tile
+    pairs = [(a, b) for a in last for b in last if a < b]
+    overlapping = any(abs(a[0] - b[0]) < tile_w and abs(a[1] - b[1]) < tile_h for a, b in pairs)
+    assert index.overlapping or not overlapping
+
+
+@pytest.mark.parametrize("origin", [(0, 0), (-3, 5)])
+def test_a_sparse_grid_does_not_overlap(origin: tuple[int, int]) -> None:
+    """It may be drawn as tiles come."""
+    corners = [(origin[0] + 8 * column, origin[1] + 6 * row) for column in (3, 0, 1) for row in (2, 0)]
+    assert not SparseTileIndex(table(corners, (8, 6)), 40).overlapping
+    assert SparseTileIndex(table([*corners, (1, 0)], (8, 6)), 40).overlapping
+
+
+def test_numbers_beyond_32_bits() -> None:
+    """98,816 x 199,168 pixels, a recorded slide, in tiles of one pixel."""
+    index = FullTileIndex(1, 1, 98_816, 0, whole(98_816 * 199_168))
+    assert rows_of(index.tiles_in(Rectangle(98_815, 199_167, 1, 1))) == [
+        (5, 98_816 * 199_168 - 1, 98_815, 199_167),
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=6), st.data())
+@settings(max_examples=150, deadline=None)
+def test_frames_are_numbered_across_the_parts(parts: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Each part is (gap before it, frames); a frame in a gap is in no instance (PS3.3 C.7.6.16.2.2.4)."""
+    place_of: dict[int, tuple[int, int]] = {}
+    placed = []
+    offset = 0
+    for member, (gap, count) in enumerate(parts):
+        offset += gap
+        placed.append((offset, count))
+        place_of.update((offset + n, (5 + member, n)) for n in range(count))
+        offset += count
+    frames = concatenation(*placed)
+    wanted = data.draw(st.lists(st.sampled_from(sorted(place_of)), max_size=10))
+    instances, within = frames.locate(np.array(wanted, np.int64))
+    assert list(zip(instances.tolist(), within.tolist(), strict=True)) == [place_of[n] for n in wanted]
+    lost = data.draw(st.sampled_from([n for n in range(offset + 3) if n not in place_of]))
+    with pytest.raises(MetadataError, match=rf"^Frame {lost + 1} of concatenation 1\.2 is in none"):
+        frames.locate(np.array([*wanted, lost]))

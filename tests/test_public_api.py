@@ -1,0 +1,108 @@
+"""What ``wsiweb`` exports, what its errors are, and what importing it costs."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import wsiweb
+from wsiweb import errors
+
+if TYPE_CHECKING:
+    from conftest import SlideMaker
+
+ERRORS = {
+    name: value
+    for name, value in vars(errors).items()
+    if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == errors.__name__
+}
+HEAVY = ("numpy", "pydicom", "PIL", "requests", "urllib3", "imagecodecs", "typer", "rich", "cachetools", "torch")
+NEEDLESS_FOR_LOCAL_SLIDES = (
+    *("requests", "urllib3", "dicomweb_client", "typer", "rich", "torch"),
+    *("wsiweb.sources.http", "wsiweb.sources.web", "wsiweb.sources.client", "wsiweb.server", "wsiweb.cli"),
+)
+
+
+def loaded_by(code: str, candidates: tuple[str, ...]) -> set[str]:
+    """Return which of the modules are there after the code has run in a fresh interpreter."""
+    program = f"{code}\nimport sys\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(candidates) & set(done.stdout.splitlines()[-1].split())
+
+
+def test_all_is_sorted_and_importable() -> None:
+    assert wsiweb.__all__ == sorted(set(wsiweb.__all__))
+    for name in wsiweb.__all__:
+        assert getattr(wsiweb, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = wsiweb.no_such_name
+
+
+def test_every_error_is_exported() -> None:
+    assert set(ERRORS) <= set(wsiweb.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(ERRORS) - {"MetadataWarning"}))
+def test_errors_are_wsiweb_errors(name: str) -> None:
+    assert issubclass(ERRORS[name], wsiweb.WsiWebError)
+    assert not issubclass(ERRORS[name], Warning)
+
+
+def test_the_warning_is_no_error() -> None:
+    assert issubclass(wsiweb.MetadataWarning, UserWarning)
+    assert not issubclass(wsiweb.MetadataWarning, wsiweb.WsiWebError)
+
+
+def test_errors_that_are_builtin_ones_too() -> None:
+    assert issubclass(wsiweb.RegionError, ValueError)
+    assert issubclass(wsiweb.SourceTimeoutError, TimeoutError)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    drawn: dict[str, str | None] = {}
+    parents: list[tuple[int, str]] = []
+    for indent, name in re.findall(r"^([ |'-]*)(\w+Error)\b", errors.__doc__ or "", re.MULTILINE):
+        while parents and parents[-1][0] >= len(indent):
+            parents.pop()
+        drawn[name] = parents[-1][1] if parents else None
+        parents.append((len(indent), name))
+    real = {name: value.__bases__[0].__name__ for name, value in ERRORS.items() if name != "MetadataWarning"}
+    assert drawn == {**real, "WsiWebError": None}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ERRORS.values() if issubclass(kind, errors.SourceError)], ids=lambda kind: kind.__name__
+)
+def test_source_errors_pickle_whole(kind: type[errors.SourceError]) -> None:
+    error = kind("It failed.", url="https://host/x", status=503, frame_numbers=(3, 4))
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.url, copy.status, copy.frame_numbers) == ("It failed.", "https://host/x", 503, (3, 4))
+
+
+def test_importing_the_package_is_light() -> None:
+    assert loaded_by("import wsiweb", HEAVY) == set()
+
+
+def test_the_probe_sees_what_is_loaded() -> None:
+    assert loaded_by("import wsiweb; wsiweb.Level", HEAVY) == {"numpy"}
+
+
+def test_a_local_slide_needs_neither_network_nor_command_line(synthetic: SlideMaker) -> None:
+    code = (
+        "from wsiweb import Slide\n"
+        f"with Slide.open({str(synthetic('rgb').folder)!r}) as slide:\n"
+        "    assert slide.read_region(0, 0, 0, 9, 9).any()"
+    )
+    pydicoms_own = loaded_by("import pydicom.filereader", NEEDLESS_FOR_LOCAL_SLIDES)  # it imports requests itself
+    assert loaded_by(code, NEEDLESS_FOR_LOCAL_SLIDES) - pydicoms_own == set()
+    assert pydicoms_own <= {"requests", "urllib3"}
