@@ -6,7 +6,10 @@ import io
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,7 @@ from synthetic import make_slide, srgb_profile
 
 from wsiweb import Slide, SlideNotFoundError, WsiWebError
 from wsiweb.server import DicomWebServer
+from wsiweb.server.http import _HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +132,8 @@ class TestSearch:
             ({"PatientID": ""}, ["P-1", "Q-22"]),
             ({"PatientID": "q-22"}, []),
             ({"PatientID": "[PQ]-22"}, []),
+            ({"PatientID": "[!Q]-2?"}, []),
+            ({"PatientID": "*-*2*"}, ["Q-22"]),
             ({"PatientName": "muster*"}, ["Q-22"]),
             ({"StudyDate": "20250101-20251231"}, ["Q-22"]),
             ({"StudyDate": "-20241231"}, ["P-1"]),
@@ -143,6 +149,10 @@ class TestSearch:
     def test_matching(self, client: DICOMwebClient, filters: dict[str, Any], patients: list[str]) -> None:
         found = client.search_for_studies(search_filters=filters)
         assert sorted(study["00100020"]["Value"][0] for study in found) == patients
+
+    def test_many_stars_take_no_time(self) -> None:
+        check = "from wsiweb.server.qido import _value_matches as m; assert not m('LO', 'a' * 64, '*a' * 20 + '*b')"
+        subprocess.run([sys.executable, "-c", check], check=True, timeout=60)  # else it would take years
 
     def test_series_tell_of_their_study_unless_it_was_named(
         self, client: DICOMwebClient, slide: SyntheticSlide
@@ -235,6 +245,14 @@ class TestMetadata:
         assert int(zipped.headers["Content-Length"]) < int(plain.headers["Content-Length"])
         assert zipped.json() == plain.json()
         assert len(plain.json()) == 5
+
+    @pytest.mark.parametrize(
+        ("accepted", "zipped"),
+        [("identity, gzip;q=0.5", True), ("gzip;q=0.0", False), ("gzip;q=1.0.0", False), ("gzip;q=.", False)],
+    )
+    def test_weights_of_gzip(self, server: DicomWebServer, slide: SyntheticSlide, accepted: str, zipped: bool) -> None:
+        response = get(f"{server.url}/studies/{slide.study_uid}/metadata", **{"Accept-Encoding": accepted})
+        assert (response.status_code, "Content-Encoding" in response.headers) == (200, zipped)
 
     def test_icc_profile_is_bulk_data(self, client: DICOMwebClient, slide: SyntheticSlide) -> None:
         dataset = base_level(slide)
@@ -482,6 +500,24 @@ class TestRendered:
         image = Image.open(io.BytesIO(get(deep).content))
         assert (image.mode, image.size) == ("L", (200, 150))
 
+    @pytest.mark.parametrize("resource", ["rendered", "thumbnail"])
+    def test_a_label_of_many_frames_is_not_its_slide(self, tmp_path: Path, resource: str) -> None:
+        synthetic = make_slide(tmp_path / "slide", sizes=((200, 150),), associated=("label",))
+
+        def into_the_same_series(dataset: Dataset) -> None:
+            dataset.StudyInstanceUID, dataset.SeriesInstanceUID = synthetic.study_uid, synthetic.series_uid
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+
+        tiled = make_slide(tmp_path / "tiled", sizes=((130, 90),), change=into_the_same_series)
+        for paths, status in ((tmp_path, 200), (tiled.folder, 406)):
+            with DicomWebServer(paths) as server:
+                url = f"{server.series_urls()[0]}/instances/{tiled.levels[0].instance_uids[0]}/{resource}"
+                response = get(url, "image/png")
+            assert response.status_code == status
+            if response.ok:
+                pixels = np.asarray(Image.open(io.BytesIO(response.content)))
+                assert np.array_equal(pixels, tiled.levels[0].pixels["1", 0.0])
+
     def test_a_label_alone(self, tmp_path: Path) -> None:
         make_slide(tmp_path, sizes=(), associated=("label",))
         with DicomWebServer(tmp_path) as server:
@@ -523,11 +559,16 @@ class TestService:
         assert get(f"{instance_url(server, dataset)}/metadata").status_code == 404
 
     def test_read_only(self, server: DicomWebServer) -> None:
-        for method in ("POST", "PUT", "DELETE"):
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
             response = requests.request(method, f"{server.url}/studies", data=b"x", timeout=20)
             assert response.status_code == 405
-            assert response.headers["Allow"] == "GET, HEAD"
+            assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
             assert response.json()["message"]
+        with requests.Session() as session:
+            for _ in range(2):  # the second needs the first to have ended where it says
+                options = session.options(f"{server.url}/studies", timeout=20)
+                assert (options.status_code, options.content) == (204, b"")
+                assert options.headers["Allow"] == "GET, HEAD, OPTIONS"
 
     def test_head(self, server: DicomWebServer, slide: SyntheticSlide) -> None:
         url = f"{instance_url(server, base_level(slide))}/frames/1,2"
@@ -548,10 +589,29 @@ class TestService:
             with pytest.raises(requests.ConnectionError):
                 session.get(f"{server.url}/studies", timeout=20)
 
+    def test_no_thread_is_left_by_a_connection_that_has_only_just_come(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        finish_request, begun = _HttpServer.finish_request, threading.Event()
+
+        def late(self: _HttpServer, request: Any, client_address: Any) -> None:
+            begun.set()
+            time.sleep(0.2)  # long enough for the server to be closed before the handler exists
+            finish_request(self, request, client_address)
+
+        monkeypatch.setattr(_HttpServer, "finish_request", late)
+        before = set(threading.enumerate())
+        server = DicomWebServer(tmp_path).start()
+        with socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))):
+            assert begun.wait(20)
+            server.close()
+            assert set(threading.enumerate()) <= before
+
     def test_malformed_requests(self, server: DicomWebServer) -> None:
         port = int(server.url.split(":")[2].split("/")[0])
         for request, status in (
             (b"nonsense\r\n\r\n", b"400"),
+            (b"GET http://[/dicom-web/studies HTTP/1.1\r\nConnection: close\r\n\r\n", b"HTTP/1.1 400 "),
             (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
         ):
             with socket.create_connection(("127.0.0.1", port)) as plain:
@@ -562,7 +622,12 @@ class TestService:
         with DicomWebServer(slide.folder) as server:
             get(f"{server.url}/studies?PatientID=P-1")
             get(f"{server.url}/nonsense")
-            assert server.requests == ["GET /dicom-web/studies?PatientID=P-1", "GET /dicom-web/nonsense"]
+            requests.post(f"{server.url}/studies", timeout=20)
+            assert server.requests == [
+                "GET /dicom-web/studies?PatientID=P-1",
+                "GET /dicom-web/nonsense",
+                "POST /dicom-web/studies",
+            ]
 
     def test_many_threads(self, server: DicomWebServer, slide: SyntheticSlide) -> None:
         dataset = base_level(slide)
@@ -614,6 +679,22 @@ class TestService:
             assert slide.icc_profile is not None
             assert opened.icc_profile == slide.icc_profile[: -len(PADDING)]
         assert np.abs(pixels - slide.levels[0].pixels["1", 0.0][40:190, 50:250]).max() <= 4
+
+    def test_what_the_library_asks_for(self, slide: SyntheticSlide) -> None:
+        with DicomWebServer(slide.folder) as server:
+            series = server.series_urls()[0]
+            place = "GET " + series[series.index("/dicom-web") :]
+            with Slide.open(series) as opened:
+                assert server.requests == [f"{place}/metadata"]
+                opened.read_region(0, 50, 40, 90, 60)
+                numbers = [row * 11 + column + 1 for row in range(3) for column in range(3)]  # of 700 x 530 in 64 x 48
+                assert len(slide.tiles(0, 50, 40, 90, 60)) == len(numbers)
+                frames = f"{place}/instances/{slide.levels[0].instance_uids[0]}/frames/"
+                asked = [request.removeprefix(frames).replace("%2C", ",") for request in server.requests[1:]]
+                assert sorted(int(number) for part in asked for number in part.split(",")) == numbers
+                assert len(asked) == 5  # 9 frames over 8 connections: two in each
+                opened.read_region(0, 60, 50, 70, 40)  # lies within
+                assert len(server.requests) == 6
 
 
 @pytest.mark.slides

@@ -51,9 +51,9 @@ def parse_accept(text: str) -> list[MediaRange]:
     ranges = []
     for part in _RANGE.findall(text):
         media_type, parameters = parse_content_type(part)
-        quality = _quality(parameters.pop("q", "1"))
-        if media_type and quality > 0:
-            ranges.append(MediaRange(media_type, parameters, quality))
+        weight = quality(parameters.pop("q", "1"))
+        if media_type and weight > 0:
+            ranges.append(MediaRange(media_type, parameters, weight))
     if not text.strip():
         ranges.append(MediaRange("*/*", {}, 1.0))
     return sorted(ranges, key=lambda wanted: -wanted.quality)
@@ -64,7 +64,8 @@ def choose(ranges: Iterable[MediaRange], offers: Sequence[str]) -> str | None:
     return next((offer for wanted in ranges for offer in offers if wanted.takes(offer)), None)
 
 
-def _quality(text: str) -> float:
+def quality(text: str) -> float:
+    """Return a ``q=`` weight; 0, which takes nothing, for what is no number."""
     try:
         return float(text)
     except ValueError:

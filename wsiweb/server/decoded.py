@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from wsiweb.server.index import StoredInstance
 
-__all__ = ["NATIVE", "decoded_frame", "frame_pixels", "little_endian"]
+__all__ = ["NATIVE", "decoded_frame", "flavor", "frame_pixels", "little_endian"]
 
 
 def little_endian(data: bytes, stored: StoredInstance) -> bytes:
@@ -53,6 +53,11 @@ def frame_pixels(data: bytes, stored: StoredInstance) -> npt.NDArray[Any]:
     """Return a frame as it is looked at: RGB, or monochrome where larger is brighter."""
     frame = EncodedFrame(1, data)
     return decode(frame, _instance(stored).pixels, transfer_syntax_uid=stored.transfer_syntax_uid, visible=(1, 1))
+
+
+def flavor(stored: StoredInstance) -> str:
+    """Return what a whole-slide image shows: VOLUME, LABEL, OVERVIEW or THUMBNAIL."""
+    return _instance(stored).flavor
 
 
 def _instance(stored: StoredInstance) -> Instance:

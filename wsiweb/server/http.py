@@ -19,6 +19,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb.errors import UnsupportedError, WsiWebError
+from wsiweb.server.accept import quality
 from wsiweb.server.answer import Answer, HttpError, Request
 from wsiweb.server.index import Index
 from wsiweb.server.routes import answer
@@ -35,6 +36,7 @@ MIN_GZIP_BYTES = 1400
 GATHERED_BYTES = 1 << 20
 """A body up to this length is put together before it is sent, so that its length is known and errors have a status."""
 IDLE_SECONDS = 60
+ALLOWED = "GET, HEAD, OPTIONS"
 _HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", re.ASCII)
 
 
@@ -132,9 +134,20 @@ class _HttpServer(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Host and port, as in a URL."""
-        return f"[{self.server_name}]:{self.server_port}" if ":" in self.server_name else (
-            f"{self.server_name}:{self.server_port}"
-        )  # fmt: skip
+        host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
+        return f"{host}:{self.server_port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread that is on record before it runs, so that ``hang_up`` misses none."""
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self.connections[request] = thread
+        thread.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: what comes up to here is a client that has hung up."""
@@ -156,19 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
     server: _HttpServer
 
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections[self.connection] = threading.current_thread()
-
-    def finish(self) -> None:
-        self.server.connections.pop(self.connection, None)
-        super().finish()
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class names it so)
         logger.debug(format, *args)
 
+    def parse_request(self) -> bool:
+        understood = super().parse_request()
+        if understood:
+            self.server.requests.append(f"{self.command} {self.path}")
+        return understood
+
     def do_GET(self) -> None:
-        self.server.requests.append(f"{self.command} {self.path}")
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # a body that nobody reads
         try:
@@ -193,11 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.send_error(HTTPStatus.METHOD_NOT_ALLOWED, explain="This service is read only.")
 
-    def do_PUT(self) -> None:
-        self.do_POST()
+    do_PUT = do_PATCH = do_DELETE = do_POST  # noqa: N815  (the base class looks for these names)
 
-    def do_DELETE(self) -> None:
-        self.do_POST()
+    def do_OPTIONS(self) -> None:
+        self._send(Answer(b"", status=HTTPStatus.NO_CONTENT), b"", None)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer with JSON, as everywhere, what the base class answers with HTML."""
@@ -206,7 +215,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(*_failure(status, explain or message or status.description), None)
 
     def _request(self) -> Request:
-        url = urllib.parse.urlsplit(self.path)
+        try:
+            url = urllib.parse.urlsplit(self.path)
+        except ValueError as error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, f"{self.path:.200} is no URL: {error}.") from error
         path = urllib.parse.unquote(url.path)
         if not path.startswith(PREFIX + "/"):
             raise HttpError(HTTPStatus.NOT_FOUND, f"The service is at {PREFIX}/.")
@@ -235,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Type": found.content_type,
             "Vary": "Accept-Encoding" if found.compressible else None,
             "Content-Encoding": "gzip" if zipped else None,
-            "Allow": "GET, HEAD" if found.status == HTTPStatus.METHOD_NOT_ALLOWED else None,
+            "Allow": ALLOWED if self.command == "OPTIONS" or found.status == HTTPStatus.METHOD_NOT_ALLOWED else None,
             "Transfer-Encoding": "chunked" if chunked else None,
             "Content-Length": None if length is None or found.status == HTTPStatus.NO_CONTENT else str(length),
             "Connection": "close" if self.close_connection else None,
@@ -283,4 +295,4 @@ def _failure(status: HTTPStatus, message: str) -> tuple[Answer, bytes]:
 
 def _takes_gzip(header: str) -> bool:
     found = re.search(r"(?:^|,)\s*gzip\s*(?:;\s*q=([\d.]+))?\s*(?:,|$)", header)
-    return found is not None and float(found[1] or "1") > 0
+    return found is not None and quality(found[1] or "1") > 0

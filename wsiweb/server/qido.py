@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -158,5 +159,6 @@ def _value_matches(vr: str, value: Any, pattern: str) -> bool:
     if vr in _RANGES and "-" in pattern:
         low, _, high = pattern.partition("-")
         return low <= str(value) and (not high or str(value)[: len(high)] <= high)
-    expression = "".join({"*": ".*", "?": "."}.get(letter) or re.escape(letter) for letter in pattern)
-    return re.fullmatch(expression, str(value), re.DOTALL | (re.IGNORECASE if vr == "PN" else 0)) is not None
+    # Unlike ".*" for each star, this does not try every way to share out the text between the stars.
+    expression = fnmatch.translate(pattern.replace("[", "[[]"))
+    return re.match(expression, str(value), re.IGNORECASE if vr == "PN" else 0) is not None

@@ -12,7 +12,7 @@ import numpy as np
 from wsiweb.errors import SlideNotFoundError
 from wsiweb.server.accept import choose
 from wsiweb.server.answer import Answer, HttpError
-from wsiweb.server.decoded import frame_pixels
+from wsiweb.server.decoded import flavor, frame_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,10 +36,11 @@ def frame(index: Index, request: Request, stored: StoredInstance, number: int) -
 
 
 def instance(index: Index, request: Request, stored: StoredInstance) -> Answer:
-    """Return an image of one frame whole; one of many frames as a view of its slide."""
+    """Return an image of one frame whole, a tiled label or overview put together, a level as a view of its slide."""
     if stored.number_of_frames == 1:
         return frame(index, request, stored, 1)
-    return _overview(index, request, index.select(stored.study_uid, stored.series_uid), SLIDE_SIDE)
+    series = index.select(stored.study_uid, stored.series_uid)
+    return _overview(index, request, series, SLIDE_SIDE, stored)
 
 
 def thumbnail(index: Index, request: Request, instances: Sequence[StoredInstance]) -> Answer:
@@ -51,13 +52,19 @@ def thumbnail(index: Index, request: Request, instances: Sequence[StoredInstance
             lambda viewport: _fit(_frame_image(instances[0], 1), viewport or (THUMBNAIL_SIDE,) * 2, enlarge=False),
         )
     series = index.select(instances[0].study_uid, instances[0].series_uid)
-    return _overview(index, request, series, THUMBNAIL_SIDE)
+    return _overview(index, request, series, THUMBNAIL_SIDE, instances[0] if len(instances) == 1 else None)
 
 
-def _overview(index: Index, request: Request, series: Sequence[StoredInstance], side: int) -> Answer:
+def _overview(
+    index: Index, request: Request, series: Sequence[StoredInstance], side: int, shown: StoredInstance | None
+) -> Answer:
     def make(viewport: tuple[int, int] | None) -> Image:
         viewport = viewport or (side, side)
-        return _fit(_slide_image(series, max(viewport)), viewport, enlarge=False)
+        if shown is None or flavor(shown) == "VOLUME":
+            image = _slide_image(series, max(viewport))
+        else:
+            image = _associated_image(series, shown)
+        return _fit(image, viewport, enlarge=False)
 
     return _picture(index, request, make)
 
@@ -106,6 +113,18 @@ def _slide_image(series: Sequence[StoredInstance], side: int) -> Image:
         if single is None:
             raise HttpError(HTTPStatus.NOT_ACCEPTABLE, str(error)) from error
         return _frame_image(single, 1)
+
+
+def _associated_image(series: Sequence[StoredInstance], shown: StoredInstance) -> Image:
+    """Return a label, overview or thumbnail of several frames."""
+    from wsiweb.slide import Slide  # noqa: PLC0415
+
+    others = [stored.path for stored in series if stored is not shown]
+    try:
+        with Slide.open([shown.path, *others]) as slide:  # of several labels the first is the slide's
+            return _image(slide.associated_images[flavor(shown).lower()])
+    except SlideNotFoundError as error:
+        raise HttpError(HTTPStatus.NOT_ACCEPTABLE, str(error)) from error
 
 
 def _image(pixels: npt.NDArray[Any]) -> Image:
