@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,7 @@ from wsiweb import (
     SourceError,
     SourceTimeoutError,
     ThrottledError,
+    WsiWebError,
 )
 
 if TYPE_CHECKING:
@@ -204,3 +207,26 @@ def test_a_truncated_code_stream_is_asked_for_once_more(open_slide: Opener, tmp_
         slide.read_region(0, 64, 48, 64, 48)
     for server in open_slide.servers:
         assert set(server.frames_asked().values()) == {2}
+
+
+def test_closing_does_not_wait_for_a_silent_server(synthetic: SlideMaker) -> None:
+    """Neither ``close`` nor a reader in another thread waits for an answer that does not come."""
+    truth = synthetic("jpeg")
+    asked, released = threading.Event(), threading.Event()
+
+    def silent(request: Request) -> None:
+        if request.kind == "frames":
+            asked.set()
+            released.wait(30)
+
+    with DICOMwebServer(truth.folder) as server:
+        slide = Slide.open(server.series_url(truth.study_uid, truth.series_uid))
+        server.fault = silent
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(slide.read_region, 0, 0, 0, 64, 48)
+            assert asked.wait(20)
+            slide.close()
+            with pytest.raises(WsiWebError, match="closed"):
+                reading.result(timeout=10)
+            assert not released.is_set()
+        released.set()

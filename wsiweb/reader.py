@@ -7,9 +7,10 @@ can deadlock. The caller's own thread paints tiles into its array, in the order 
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_CLOSING_SECONDS = 1.0
+"""How long ``close`` waits for fetch threads, which mostly stop at once."""
 _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
 
@@ -76,6 +79,7 @@ class Reader:
         # Executors start their threads on demand: a slide that is only looked at has none.
         self._fetchers = ThreadPoolExecutor(options.max_connections, "wsiweb-fetch")
         self._decoders = ThreadPoolExecutor(options.decode_thread_count, "wsiweb-decode")
+        self._fetching: set[Future[None]] = set()
 
     def stream(
         self,
@@ -98,7 +102,9 @@ class Reader:
             active = list(self._active)
         for errand in active:
             errand.cancellation.cancel()
-        self._fetchers.shutdown(wait=True)
+        # A thread that waits for a silent server cannot be woken; it ends with its timeout, and nobody waits for it.
+        self._fetchers.shutdown(wait=False)
+        concurrent.futures.wait(list(self._fetching), timeout=_CLOSING_SECONDS)
         self._decoders.shutdown(wait=True)
         self.source.close()
 
@@ -175,9 +181,13 @@ class Reader:
         self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any, keys: Iterable[FrameKey]
     ) -> None:
         try:
-            pool.submit(work, *arguments)
+            future = pool.submit(work, *arguments)
         except RuntimeError:  # the pool is shut: somebody closed the slide meanwhile
             self.abandon(keys)
+            return
+        if pool is self._fetchers:
+            self._fetching.add(future)
+            future.add_done_callback(self._fetching.discard)
 
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""

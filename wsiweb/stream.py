@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     Event = tuple[FrameKey, Pixels | None, BaseException | None]
 
 
+_STOPPED: Event = ((-1, -1), None, None)
+"""Wakes a caller whose reader is being closed, while the fetch thread may still wait for the server."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One plan on its way."""
@@ -65,6 +69,8 @@ class Stream:
         self._exhausted = False
         self._errand = reader.begin(keep=keep)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        events = self._events  # and not self, which would keep an abandoned iterator alive
+        self._errand.cancellation.on_cancel(lambda: events.put(_STOPPED))
         self._jobs: deque[Job] = deque()
         self._ahead_bytes = 0
         self._wanted_by: dict[FrameKey, list[Job]] = {}
@@ -158,6 +164,8 @@ class Stream:
                 self._reclaim(key)
             elif error is not None:
                 raise error
+            else:
+                self._reader.check_open()
 
     def _late(self, job: Job) -> SourceTimeoutError:
         numbers = tuple(sorted(frame_index + 1 for _, frame_index in job.waiting))
