@@ -420,6 +420,8 @@ def test_truncated_bytes_are_never_an_array(name: str, truth: Array) -> None:
     """Cut short, or filled up with zeros: native pixels and RLE alone can be zeros."""
     syntax, encode = ENCODINGS[name]
     data, pixels = encode(truth), described(truth)
+    if name == "RLE":
+        data = data.removesuffix(b"\0")  # a pad byte more or less is no matter
     ends = {0, 1, 2, 3, 4, *range(5, len(data), max(len(data) // 40, 1)), *range(max(len(data) - 12, 0), len(data))}
     for end in sorted(ends):
         with pytest.raises(TruncatedFrameError):

@@ -35,6 +35,7 @@ class Codestream:
     """Whether it is a JPEG, recompressed without loss as JPEG XL."""
 
 
+_JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _SOF_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_LOSSLESS
 _SOF_JPEG_LS = 0xF7
@@ -47,9 +48,9 @@ def inspect(data: bytes) -> Codestream | None:
         return _inspect_jpeg(data)
     if data[:4] == b"\xff\x4f\xff\x51":
         return _inspect_jpeg2000(data)
-    if data[:12] == b"\x00\x00\x00\x0cjP  \r\n\x87\n":
-        start = data.find(b"\xff\x4f\xff\x51", 12, 4096)
-        return Codestream(Coding.JPEG_2000) if start < 0 else _inspect_jpeg2000(data[start : start + 4096])
+    if data[:12] == _JP2_SIGNATURE:
+        start, _ = _jpeg2000_codestream(data)
+        return _inspect_jpeg2000(data[start : start + 4096])
     if data[:2] == b"\xff\x0a":
         return _inspect_jpegxl(data)
     if data[:12] == b"\x00\x00\x00\x0cJXL \r\n\x87\n":
@@ -62,11 +63,30 @@ def complete(data: bytes) -> bool:
 
     A JPEG cut short decodes to a whole image with a grey rest and without any error: this is the only guard.
     """
+    if data[:12] == _JP2_SIGNATURE:
+        start, stop = _jpeg2000_codestream(data)
+        return stop <= len(data) and data[start:stop].rstrip(b"\x00").endswith(b"\xff\xd9")
     if data[:2] not in (b"\xff\xd8", b"\xff\x4f"):
         return True
     if data[-2:] == b"\xff\xd9" or data[-3:] == b"\xff\xd9\x00":
         return True
     return data.rstrip(b"\x00").endswith(b"\xff\xd9")
+
+
+def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
+    """Return where the code stream lies within the boxes of a JP2 file (ITU-T T.800 I.4)."""
+    position = 0
+    while position + 8 <= len(data):
+        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        start = position + 8
+        if size == 1:
+            size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+        if kind == b"jp2c":
+            return start, position + size if size else len(data)
+        if size < 8:
+            break
+        position += size
+    return len(data), len(data) + 1  # there is none: incomplete
 
 
 def _inspect_jpeg(data: bytes) -> Codestream:
