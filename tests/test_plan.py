@@ -232,6 +232,7 @@ def test_stacked_channels(slide: Slide, region: Rectangle) -> None:
     plan = plan_read(level, [pyramid.channels[0, *name] for name in names], region, stacked=True)
     array = stitch.canvas(plan)
     assert array.shape == (region.h, region.w, len(names))
+    assert plan.covered == level.bounds.contains(region)
     for row, key in enumerate(plan.keys):
         stitch.paste(array, slide.pixels(key), plan, row)
     for number, name in enumerate(names):

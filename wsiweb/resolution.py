@@ -130,13 +130,20 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
         )
     level = level_for_mpp(levels, mpp)
     level_mpp = _mpp(level)
-    return View(
-        level=level,
-        width=max(math.floor(levels[0].width * base_mpp[0] / mpp + _ROUNDING), 1),
-        height=max(math.floor(levels[0].height * base_mpp[1] / mpp + _ROUNDING), 1),
-        scale=(mpp / level_mpp[0], mpp / level_mpp[1]),
-        mpp=(mpp, mpp),
-    )
+    width, scale_x = _axis(levels[0].width * base_mpp[0] / mpp, mpp / level_mpp[0], level.width)
+    height, scale_y = _axis(levels[0].height * base_mpp[1] / mpp, mpp / level_mpp[1], level.height)
+    return View(level, width, height, (scale_x, scale_y), (mpp, mpp))
+
+
+def _axis(extent: float, scale: float, level_side: int) -> tuple[int, float]:
+    """Return the side of a view and its scale along one axis.
+
+    Where a level's spacing and its size contradict each other so far that the view would reach beyond the level, the
+    size is right.
+    """
+    side = max(math.floor(extent + _ROUNDING), 1)
+    fits = (side - 1) * scale < level_side - min(scale, level_side) / 2
+    return side, scale if fits else level_side / extent
 
 
 def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
