@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,15 +36,11 @@ class _Descriptor:
     """An open file, closed when the last thread that reads it has let go: its number never means another file."""
 
     def __init__(self, path: Path) -> None:
-        self.number = -1
         try:
             self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+        weakref.finalize(self, os.close, self.number)
 
 
 class RandomAccessFile:
