@@ -138,6 +138,9 @@ def _bands(level: Level, region: Rectangle, pixel_bytes: int) -> Iterator[Rectan
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[BinaryIO]:
     """Write under a temporary name in the same folder; the final name appears with the whole file, or never."""
+    path = path.resolve()  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file; it is not replaced.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as stream:

@@ -157,8 +157,8 @@ class PatchPlan:
             for _ in range(rows.stop - rows.start):
                 next(images)
             yield PatchBatch(
-                pending.pop(0), self.x[rows], self.y[rows], x_base[rows], y_base[rows], self.level, self.mpp,
-                self.index[rows], np.full(rows.stop - rows.start, np.nan),
+                pending.pop(0), self.x[rows].copy(), self.y[rows].copy(), x_base[rows], y_base[rows],
+                self.level, self.mpp, self.index[rows].copy(), np.full(rows.stop - rows.start, np.nan),
             )  # fmt: skip
 
     def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> Iterator[npt.NDArray[Any]]:

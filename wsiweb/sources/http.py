@@ -321,6 +321,11 @@ def _translated(url: str) -> Iterator[None]:
         urllib3.exceptions.LocationValueError,
     ) as error:
         raise SourceError(f"{where} is no URL that can be asked: {error}", url=where) from error
+    except ValueError as error:  # of http.client, on a value with a line break, say
+        # The value is not shown, nor the error that shows it: it may be a token.
+        raise SourceError(
+            f"{where} was not asked: a header or a credential has characters that HTTP does not allow.", url=where
+        ) from UnreachableError(type(error).__name__)
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from error
 

@@ -96,11 +96,22 @@ class LocalSource:
             what = f"{seen} DICOM files, but none of {wanted}" if seen else "no DICOM file"
             broken = f" {' '.join(problems)}" if problems else ""
             raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.{broken}")
+        self._check_one_slide(datasets)
         for problem in problems:
             self._report(problem)
         order = {uid: position for position, uid in enumerate(self._series_uids)}
         datasets.sort(key=lambda dataset: order.get(Attributes(dataset).string("SeriesInstanceUID") or "", 0))
         return datasets
+
+    def _check_one_slide(self, datasets: list[JsonDataset]) -> None:
+        """Refuse to mix slides that happen to lie together; series are opened as one only when they are named."""
+        images = [item for item in map(Attributes, datasets) if "VOLUME" in item.strings("ImageType")]
+        series = sorted({item.string("SeriesInstanceUID") or "" for item in images})
+        if len(series) > 1 and not self._series_uids:
+            raise SlideNotFoundError(
+                f"{', '.join(map(str, self._paths))} holds {len(series)} series of images: {', '.join(series)}. Name "
+                f"one with series_uid=."
+            )
 
     def _candidates(self) -> Iterator[tuple[Path, bool]]:
         """Yield files, and whether the user named each."""
