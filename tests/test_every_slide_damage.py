@@ -129,7 +129,7 @@ def test_a_bad_frame_costs_only_itself(tmp_path: Path, open_slide: Opener) -> No
 
 
 def test_monochrome_declared_over_colour(tmp_path: Path, open_slide: Opener) -> None:
-    slide = write_kind(tmp_path, PixelKind(JPEG, gray(8), jpeg, by_pillow))
+    slide = write_kind(tmp_path / "gray", PixelKind(JPEG, gray(8), jpeg, by_pillow))
     other = new_slide(tmp_path / "other")
     ds = blank(other, content="mono8")
     store(other, ds, [jpeg(tile) for _, _, tile in _tiles(RGB, TILE)], syntax=JPEG)
