@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiweb.batch import MAX_FRAMES, MAX_LIST_CHARACTERS, SMALL_READ_FRAMES, Batch, batch_frames
+from wsiweb.batch import MAX_LIST_CHARACTERS, SMALL_READ_FRAMES, Batch, batch_frames
 
 keys = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300)), unique=True, max_size=400)
 
@@ -17,13 +17,13 @@ def sizes(batches: list[Batch]) -> list[int]:
     return [len(batch.frame_indices) for batch in batches]
 
 
-@given(keys, st.integers(1, 32), st.none() | st.integers(1, 100))
+@given(keys, st.integers(1, 32), st.integers(1, 100))
 @settings(max_examples=150, deadline=None)
-def test_every_frame_is_in_one_batch(wanted: list[tuple[int, int]], connections: int, cap: int | None) -> None:
-    batches = batch_frames(wanted, connections=connections, frames_per_request=cap)
+def test_every_frame_is_in_one_batch(wanted: list[tuple[int, int]], connections: int, cap: int) -> None:
+    batches = batch_frames(wanted, requests=connections, max_frames=cap)
     asked = [(batch.instance_index, frame_index) for batch in batches for frame_index in batch.frame_indices]
     assert asked == sorted(wanted)
-    most = min(cap or MAX_FRAMES, max(math.ceil(len(wanted) / connections), SMALL_READ_FRAMES))
+    most = min(cap, max(math.ceil(len(wanted) / connections), SMALL_READ_FRAMES))
     for batch in batches:
         assert 1 <= len(batch.frame_indices) <= most
         assert len(",".join(str(frame_index + 1) for frame_index in batch.frame_indices)) <= MAX_LIST_CHARACTERS
@@ -41,22 +41,22 @@ def test_every_frame_is_in_one_batch(wanted: list[tuple[int, int]], connections:
 ])  # fmt: skip
 def test_frames_are_spread_over_the_connections(frames: int, connections: int, expected: list[int]) -> None:
     wanted = [(0, 3 * n) for n in reversed(range(frames))]
-    assert sizes(batch_frames(wanted, connections=connections, frames_per_request=None)) == expected
+    assert sizes(batch_frames(wanted, requests=connections, max_frames=64)) == expected
 
 
 def test_the_users_cap_is_hard() -> None:
     wanted = [(0, n) for n in range(4)]
-    assert sizes(batch_frames(wanted, connections=8, frames_per_request=3)) == [3, 1]
-    assert sizes(batch_frames(wanted, connections=8, frames_per_request=1)) == [1] * 4
+    assert sizes(batch_frames(wanted, requests=8, max_frames=3)) == [3, 1]
+    assert sizes(batch_frames(wanted, requests=8, max_frames=1)) == [1] * 4
 
 
 def test_instances_do_not_share_a_request() -> None:
-    batches = batch_frames([(2, 0), (1, 7), (1, 3)], connections=1, frames_per_request=None)
+    batches = batch_frames([(2, 0), (1, 7), (1, 3)], requests=1, max_frames=64)
     assert batches == [Batch(1, (3, 7)), Batch(2, (0,))]
 
 
 def test_a_long_list_is_cut_where_a_url_ends() -> None:
     """400 numbers of seven digits make 3,200 characters; the first batch takes what 2,000 hold, and no fewer."""
     wanted = [(0, 2_000_000 + n) for n in range(400)]
-    batches = batch_frames(wanted, connections=1, frames_per_request=400)
+    batches = batch_frames(wanted, requests=1, max_frames=400)
     assert sizes(batches) == [250, 150]

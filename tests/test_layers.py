@@ -43,6 +43,8 @@ LAYERS = {
     "I/O": (
         ("bulk", "cache", "sources.client", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval"),
+        ("sources.pace",),
+        ("sources.accept", "sources.services"),
         ("sources.answers", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.multipart", "sources.retry"),
     ),

@@ -1,4 +1,4 @@
-"""Group frames into requests. Pure; what the sizes should be is the caller's to say."""
+"""Group frames into requests. Pure; over how many, and how long, is the caller's to say."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ MAX_LIST_CHARACTERS = 2000
 """Of a frame list in a URL: servers and proxies take 4 to 8 kB for the whole URL, a series' URL takes 300."""
 SMALL_READ_FRAMES = 4
 """So few frames go in one request: a second one would cost more than it saves."""
-MAX_FRAMES = 64
-"""Of one request: the first frame of a larger one comes no sooner, and a fault costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +27,21 @@ class Batch:
     """0-based, ascending."""
 
 
-def batch_frames(keys: Iterable[FrameKey], *, connections: int, frames_per_request: int | None) -> list[Batch]:
-    """Group frames by instance, ascending, spread over the connections.
+def batch_frames(keys: Iterable[FrameKey], *, requests: int, max_frames: int) -> list[Batch]:
+    """Group frames by instance, ascending, spread over some requests.
 
     Parameters
     ----------
     keys
         Frames to ask for, each once, in any order.
-    connections
-        Requests that may be in flight at once.
-    frames_per_request
-        Hard cap, or None.
+    requests
+        Over how many to spread them, where they are not too few for that, or too many.
+    max_frames
+        Of one request.
     """
     ordered = sorted(keys)
-    spread = SMALL_READ_FRAMES if len(ordered) <= SMALL_READ_FRAMES else -(-len(ordered) // connections)
-    size = min(spread, frames_per_request or MAX_FRAMES)
+    spread = SMALL_READ_FRAMES if len(ordered) <= SMALL_READ_FRAMES else -(-len(ordered) // requests)
+    size = min(spread, max_frames)
     batches = []
     for instance_index, group in groupby(ordered, key=itemgetter(0)):
         indices = [frame_index for _, frame_index in group]

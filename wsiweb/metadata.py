@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsiweb import transfer_syntaxes
 from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
 from wsiweb.errors import MetadataError
 from wsiweb.palette import Palette, read_palette
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 VL_WHOLE_SLIDE_MICROSCOPY = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_COMPRESSED_PHOTOMETRIC = frozenset({"YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"})
+"""That are hardly ever found without compression."""
 MAX_PLANES_OR_PATHS = 4096
 MAX_POSITION = 1 << 40
 FLAVORS = ("VOLUME", "LABEL", "OVERVIEW", "THUMBNAIL")
@@ -122,6 +125,18 @@ class Instance:
     frame_of_reference_uid: str | None
     extended_depth_of_field: bool
     absent_pixel_cielab: tuple[int, int, int] | None
+
+    @property
+    def uncompressed_frame_bytes(self) -> int | None:
+        """Size of a frame without compression, where frames are stored compressed; None where they seem not to be."""
+        pixels = self.pixels
+        if self.transfer_syntax_uid is not None:
+            compressed = transfer_syntaxes.media_type(self.transfer_syntax_uid) is not None
+        else:
+            compressed = pixels.lossy or pixels.photometric in _COMPRESSED_PHOTOMETRIC
+        return (
+            pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.bits_allocated // 8 if compressed else None
+        )
 
     @property
     def mpp(self) -> tuple[float, float] | None:

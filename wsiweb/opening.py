@@ -8,10 +8,10 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from wsiweb.bulk import fill_in
-from wsiweb.errors import MetadataError, MetadataWarning, SlideNotFoundError
+from wsiweb.errors import AuthenticationError, MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
 
 if TYPE_CHECKING:
@@ -112,9 +112,15 @@ def _web_source(
         session = object.__new__(type(connection.session))
         session.__dict__.update(connection.session.__dict__)
         session.headers = CaseInsensitiveDict(connection.session.headers)
+    # AWS HealthImaging takes an imageSetId there, say.
+    session.params = {**session.params, **dict(parse_qsl(urlsplit(url).query))}  # type: ignore[dict-item]
     if user_password is not None:
         session.auth = user_password
     if connection.auth is not None:
+        pair: Any = connection.auth
+        if not callable(pair) and not (isinstance(pair, tuple) and len(pair) == 2):
+            kind = type(pair).__name__
+            raise AuthenticationError(f"auth= is a requests.auth.AuthBase or a (user, password) pair, not {kind}.")
         session.auth = connection.auth
     if connection.token is not None:
         session.auth = TokenAuth(connection.token)

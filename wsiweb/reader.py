@@ -18,7 +18,7 @@ from wsiweb.batch import Batch, batch_frames
 from wsiweb.cache import AbandonedError, ByteCache, SingleFlightCache
 from wsiweb.codecs import TruncatedFrameError, decode
 from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
-from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch
+from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch
 from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
@@ -164,12 +164,8 @@ class Reader:
                     self.stats.add(frame_hits=1)
                     left.discard(key)
                     self._submit(self._decoders, self._decode, key, frame, visible, errand, keys=(key,))
-            batches = batch_frames(
-                missing,
-                connections=self.options.max_connections,
-                frames_per_request=self.options.frames_per_request,
-            )
-            for batch in batches:
+            advice = self.advise(len(missing))
+            for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
                 part = {key: wanted[key] for key in keys}
@@ -188,6 +184,13 @@ class Reader:
         if pool is self._fetchers:
             self._fetching.add(future)
             future.add_done_callback(self._fetching.discard)
+
+    def advise(self, frames: int) -> Advice:
+        """Return how so many frames are asked for: as the source would have it, within the options."""
+        advice = self.source.advise(frames)
+        cap = self.options.frames_per_request
+        most = advice.max_frames if cap is None else min(advice.max_frames, cap)
+        return Advice(min(advice.requests, self.options.max_connections), most)
 
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""
@@ -209,7 +212,9 @@ class Reader:
             if errand.cancellation.cancelled:
                 return
             numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
-            request = FrameBatch(instance.address, numbers, instance.transfer_syntax_uid)
+            request = FrameBatch(
+                instance.address, numbers, instance.transfer_syntax_uid, instance.uncompressed_frame_bytes
+            )
             for frame in self.source.fetch(request, errand.cancellation):
                 key = (batch.instance_index, frame.frame_number - 1)
                 visible = left.pop(key)

@@ -3,6 +3,33 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTraits:
+    """What a DICOMweb service has shown so far, and how it is asked because of it."""
+
+    kind: str
+    """What it was recognised as, or "unknown"."""
+    connections: int
+    """Requests that may be in flight at once; fewer than the options say where the service throttles."""
+    requests_at_once: int
+    """Over which a large read is spread."""
+    frames_per_request: int
+    """At most."""
+    seconds_per_request: float | None
+    """Until the first byte, measured; None before anything was read."""
+    seconds_per_frame: float | None
+    """That each frame adds, measured."""
+    parallel_requests: float | None
+    """Requests that it was seen to work on at once; None where that is not known."""
+    throttled: bool
+    """Whether it has asked for patience lately."""
 
 
 class ReadStats:
@@ -27,11 +54,13 @@ class ReadStats:
     """
 
     __slots__ = (
-        "_lock", "bytes", "decoded", "frame_hits", "frames", "requests", "retries", "tile_hits", "tile_misses",
+        "_lock", "_traits", "bytes", "decoded", "frame_hits", "frames", "requests", "retries", "tile_hits",
+        "tile_misses",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._traits: Callable[[], ServiceTraits] | None = None
         self.requests = 0
         self.frames = 0
         self.bytes = 0
@@ -50,7 +79,23 @@ class ReadStats:
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name."""
         with self._lock:
-            return {name: getattr(self, name) for name in self.__slots__ if name != "_lock"}
+            return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+
+    @property
+    def service(self) -> ServiceTraits | None:
+        """What the DICOMweb service has shown so far; None for local files and clients that are not ours to drive."""
+        return self._traits() if self._traits else None
+
+    def tell_of_service(self, traits: Callable[[], ServiceTraits]) -> None:
+        """Let ``service`` return what this callable does."""
+        self._traits = traits
+
+    def __getstate__(self) -> dict[str, int]:
+        return self.as_dict()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.add(**state)
 
     def __repr__(self) -> str:
         return f"ReadStats({', '.join(f'{name}={count}' for name, count in self.as_dict().items())})"

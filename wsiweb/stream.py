@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import stitch
-from wsiweb.batch import MAX_FRAMES
 from wsiweb.cache import AbandonedError
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     Event = tuple[FrameKey, Pixels | None, BaseException | None]
 
 
+_MANY_FRAMES = 1 << 16
 _STOPPED: Event = ((-1, -1), None, None)
 """Wakes a caller whose reader is being closed, while the fetch thread may still wait for the server."""
 
@@ -112,7 +112,8 @@ class Stream:
         """Plan ahead while the budget lasts, and start what has to be produced, in lots worth a request."""
         if self._exhausted or (self._jobs and self._ahead_bytes > self._budget_bytes * 3 // 4):
             return
-        lot = self._reader.options.max_connections * MAX_FRAMES
+        advice = self._reader.advise(_MANY_FRAMES)
+        lot = advice.requests * advice.max_frames
         while not self._exhausted and (not self._jobs or self._ahead_bytes < self._budget_bytes):
             item = next(self._plans, None)
             if item is None:

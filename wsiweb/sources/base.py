@@ -33,6 +33,23 @@ class FrameBatch:
     """1-based, ascending, no duplicates."""
     transfer_syntax_uid: str | None
     """Stored transfer syntax where the metadata tell it."""
+    uncompressed_bytes: int | None = None
+    """Size of a frame without compression, where frames are stored compressed; None where they are not, or that is
+    not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """How to ask for frames."""
+
+    requests: int
+    """Over how many requests to spread them."""
+    max_frames: int
+    """Of one request."""
+
+
+SPREAD = Advice(requests=256, max_frames=64)
+"""Over all that may be in flight; in pieces whose first frame comes soon, and which cost little where one fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,10 @@ class FrameSource(Protocol):
     @property
     def credentials(self) -> Mapping[str, object]:
         """What the user gave to be let in, by the name of the argument; must pickle for the slide to pickle."""
+        ...
+
+    def advise(self, frames: int) -> Advice:
+        """Return how so many frames are best asked for, by what the source has shown so far."""
         ...
 
     def metadata(self) -> list[JsonDataset]:

@@ -13,14 +13,14 @@ import requests
 import urllib3
 
 from wsiweb.errors import AuthenticationError, ProtocolError, SlideNotFoundError, SourceError, WsiWebError
-from wsiweb.sources.base import EncodedFrame
+from wsiweb.sources.base import SPREAD, EncodedFrame
 from wsiweb.sources.retry import Action, action_for
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsiweb.sources.base import Cancellation, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset
 
 _NATIVE_FRAMES = (("application/octet-stream", "*"),)
 
@@ -51,6 +51,10 @@ class ClientSource:
     def credentials(self) -> dict[str, object]:
         """The client has them."""
         return {"client": self._client}
+
+    def advise(self, frames: int) -> Advice:  # noqa: ARG002  (of the protocol)
+        """Return how to ask for frames: spread over whatever may be in flight."""
+        return SPREAD
 
     def metadata(self) -> list[JsonDataset]:
         """Return the metadata of the series, one call for each."""

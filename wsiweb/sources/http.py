@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
@@ -22,8 +22,8 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 
-from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError, WsiWebError
-from wsiweb.sources.retry import UnreachableError
+from wsiweb.errors import AuthenticationError, ProtocolError, SourceTimeoutError, WsiWebError
+from wsiweb.sources.retry import HopelessError, UnreachableError
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -108,18 +108,31 @@ class TokenAuth(AuthBase):
 
     def _current(self) -> str:
         with self._lock:
-            if self._token is None and not isinstance(self.supplier, str):
-                self._token = self.supplier()
-            return cast("str", self._token)
+            if self._token is None and callable(self.supplier):
+                try:
+                    self._token = self.supplier()
+                except Exception as error:
+                    raise AuthenticationError(f"token= raised {type(error).__name__} when it was called.") from error
+            if not isinstance(self._token, str):
+                kind = type(self._token).__name__
+                raise AuthenticationError(f"token= is a string, or a callable that returns one; here it gave {kind}.")
+            return self._token
 
     def renew(self, refused: str | None) -> bool:
         """Drop the token that was refused; False where there is no way to get another."""
-        if isinstance(self.supplier, str):
+        if not callable(self.supplier):
             return False
         with self._lock:
             if refused is None or refused == f"Bearer {self._token}":
                 self._token = None
         return True
+
+
+class _NoCredentials(AuthBase):
+    """Keeps requests from looking for credentials of its own (.netrc)."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return request
 
 
 class Service:
@@ -184,6 +197,8 @@ class Service:
     ) -> Iterator[Answer]:
         """Make one GET request; the body streams inside the ``with``.
 
+        Credentials, the user's headers and cookies go to the service's own origin, and nowhere else.
+
         Raises
         ------
         SourceError
@@ -211,23 +226,24 @@ class Service:
 
     def _send(self, url: str, accept: str, parameters: dict[str, str] | None) -> requests.Response:
         """Follow redirects by hand: credentials stay with their origin, and nothing falls from https to http."""
-        session: requests.Session = self._session
+        session = self._session if same_origin(self.base_url, url) else self._stranger()
         headers = {"Accept": accept}
         renewed = False
         for _ in range(MAX_REDIRECTS + 1):
             self.stats.add(requests=1)
-            response = session.get(
-                url, params=parameters, headers=headers, stream=True, allow_redirects=False,
-                timeout=self._timeout_seconds,
-            )  # fmt: skip
+            response = self._get(session, url, parameters, headers)
             if response.status_code == 401 and not renewed and self._renew(session, response):
                 response.close()
                 renewed = True
                 continue
             location = response.headers.get("Location")
-            if response.status_code not in (301, 302, 303, 307, 308) or location is None:
+            if response.status_code not in (301, 302, 303, 307, 308):
                 return response
             response.close()
+            if location is None:
+                where = without_secrets(url)
+                raise ProtocolError(f"{where} answered {response.status_code}, a redirect, without a Location.",
+                                    url=where, status=response.status_code)  # fmt: skip
             target = urljoin(response.url, location)
             parameters = None
             if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
@@ -235,14 +251,35 @@ class Service:
                     f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
                     url=without_secrets(url), status=response.status_code,
                 )  # fmt: skip
-            if not same_origin(self.base_url, target):
-                session = requests.Session()
-                session.trust_env = False  # no .netrc either
-                session.verify = self._session.verify
+            session = self._session if same_origin(self.base_url, target) else self._stranger()
             url = target
         raise ProtocolError(
             f"{without_secrets(url)} redirects more than {MAX_REDIRECTS} times.", url=without_secrets(url)
         )
+
+    def _get(
+        self, session: requests.Session, url: str, parameters: dict[str, str] | None, headers: dict[str, str]
+    ) -> requests.Response:
+        try:
+            return session.get(
+                url, params=parameters, headers=headers, stream=True, allow_redirects=False,
+                timeout=self._timeout_seconds,
+            )  # fmt: skip
+        except requests.exceptions.RequestException:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:  # of http.client, on a line break in a header, say
+            raise _not_asked(without_secrets(url), error) from None
+        except OSError as error:  # requests wraps those of sockets: this is about a certificate file
+            raise HopelessError(f"{without_secrets(url)} was not asked: {error}", url=without_secrets(url)) from error
+
+    def _stranger(self) -> requests.Session:
+        """Return a session for another origin, which knows the way there and nothing that is secret."""
+        session = requests.Session()
+        session.auth = _NoCredentials()
+        session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
+        session.verify, session.proxies = self._session.verify, self._session.proxies
+        session.trust_env = self._session.trust_env
+        return session
 
     def _renew(self, session: requests.Session, response: requests.Response) -> bool:
         auth = session.auth
@@ -320,14 +357,20 @@ def _translated(url: str) -> Iterator[None]:
         requests.exceptions.InvalidSchema,
         urllib3.exceptions.LocationValueError,
     ) as error:
-        raise SourceError(f"{where} is no URL that can be asked: {error}", url=where) from error
-    except ValueError as error:  # of http.client, on a value with a line break, say
-        # The value is not shown, nor the error that shows it: it may be a token.
-        raise SourceError(
-            f"{where} was not asked: a header or a credential has characters that HTTP does not allow.", url=where
-        ) from UnreachableError(type(error).__name__)
+        raise HopelessError(f"{where} is no URL that can be asked: {error}", url=where) from error
+    except requests.exceptions.InvalidHeader as error:
+        raise _not_asked(where, error) from None
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from error
+
+
+def _not_asked(where: str, error: Exception) -> HopelessError:
+    """Say why a request could not be made; the value is not shown, nor the error that shows it: it may be a token."""
+    return HopelessError(
+        f"{where} was not asked: a header or a credential is no text, or has characters that HTTP does not allow "
+        f"({type(error).__name__}).",
+        url=where,
+    )
 
 
 def _is_reset(error: BaseException) -> bool:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
-from wsiweb.sources.base import EncodedFrame
+from wsiweb.sources.base import SPREAD, EncodedFrame
 from wsiweb.sources.part10 import NotDicomError, Part10File
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from wsiweb.sources.base import Cancellation, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset
 
 
 class LocalSource:
@@ -65,6 +65,10 @@ class LocalSource:
     def credentials(self) -> dict[str, object]:
         """None are needed."""
         return {}
+
+    def advise(self, frames: int) -> Advice:  # noqa: ARG002  (of the protocol)
+        """Return how to ask for frames: spread over whatever may be in flight."""
+        return SPREAD
 
     def metadata(self) -> list[JsonDataset]:
         """Return one dataset for each instance of the series; a copy of an instance counts once."""

@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from wsiweb import transfer_syntaxes
+from wsiweb.codestream import inspect
 from wsiweb.errors import SourceError
+from wsiweb.sources.accept import NATIVE
 from wsiweb.sources.answers import frames_in
-from wsiweb.sources.retry import Action, Gate, Patience, RefusedError, check_status, named, worth_repeating
+from wsiweb.sources.retry import THROTTLING, Action, Patience, RefusedError, check_status, named, worth_repeating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wsiweb.sources.accept import AcceptMemory
     from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch
     from wsiweb.sources.http import Service
-
-_NATIVE = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
-_ANYTHING = 'multipart/related; type="*/*"; transfer-syntax=*'
-_DECOMPRESSED = 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1'
-_SINGLE_PART = "application/octet-stream; transfer-syntax=*"
-_REPEATS_OF_500 = 2
-"""A 500 may be weather (IDC's proxy hides Google's throttling in it); more of them mean the request itself."""
+    from wsiweb.sources.pace import Pace
+    from wsiweb.sources.retry import Gate
 
 Numbers = tuple[int, ...]
 
@@ -35,10 +32,9 @@ class FrameRetrieval:
 
     Parameters
     ----------
-    service, gate
-        Whom to ask, and what holds everybody back while it asks for patience.
-    accepts
-        Accept headers that have worked, by stored transfer syntax; shared by all retrievals of a source.
+    service, gate, pace, accepts
+        Whom to ask; what holds everybody back while it asks for patience; what it has shown of its costs and limits,
+        and of the Accept headers it likes. Shared by all retrievals of a source.
     max_attempts
         Of one request that brings nothing.
     url
@@ -51,7 +47,8 @@ class FrameRetrieval:
         self,
         service: Service,
         gate: Gate,
-        accepts: dict[str | None, str],
+        pace: Pace,
+        accepts: AcceptMemory,
         max_attempts: int,
         url: str,
         batch: FrameBatch,
@@ -59,6 +56,7 @@ class FrameRetrieval:
     ) -> None:
         self._service = service
         self._gate = gate
+        self._pace = pace
         self._accepts = accepts
         self._max_attempts = max_attempts
         self._url = url
@@ -66,6 +64,7 @@ class FrameRetrieval:
         self._cancellation = cancellation
         self._queue = deque([batch.frame_numbers])
         self._refused: list[str] = []
+        self._doubted: int | None = None  # frames in the smallest list that was refused, for its length perhaps
         self._patience: Patience | None = None
 
     def run(self) -> Iterator[EncodedFrame]:
@@ -83,14 +82,32 @@ class FrameRetrieval:
                     return
                 self._react(error, numbers, tuple(missing), accept)
             else:
-                self._accepts[self._batch.transfer_syntax_uid] = accept
+                for refused in self._refused:
+                    self._accepts.refuse(self._batch.transfer_syntax_uid, refused)
                 self._patience = None
+        if self._doubted is not None and not self._cancellation.cancelled:
+            self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
 
     def _ask(self, numbers: Numbers, accept: str) -> Iterator[EncodedFrame]:
         url = self._url + ",".join(map(str, numbers))
-        with self._service.get(url, accept, cancellation=self._cancellation) as answer:
-            check_status(answer, self._what(numbers), numbers)
-            yield from frames_in(answer, numbers)
+        with self._pace.request(self._cancellation) as lap:
+            if self._cancellation.cancelled:
+                return
+            with self._service.get(url, accept, cancellation=self._cancellation) as answer:
+                lap.answered()
+                check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
+                n_bytes, native = 0, True
+                for frame in frames_in(answer, numbers):
+                    n_bytes += len(frame.data)
+                    native = native and not self._decompressed(frame)
+                    yield frame
+                self._pace.record(lap, self._batch.address.instance_uid, len(numbers), n_bytes)
+                self._accepts.brought(self._batch.transfer_syntax_uid, accept, native=native)
+
+    def _decompressed(self, frame: EncodedFrame) -> bool:
+        """Whether a frame that is stored compressed came without compression."""
+        size = self._batch.uncompressed_bytes
+        return size is not None and len(frame.data) >= size and inspect(frame.data) is None
 
     def _react(self, error: RefusedError | SourceError, asked: Numbers, left: Numbers, accept: str) -> None:
         """Queue what is to be asked next, or raise what stands."""
@@ -101,15 +118,18 @@ class FrameRetrieval:
         self._patience = self._patience or Patience(self._what(left), self._max_attempts, self._gate, left)
         failures = self._patience.failures
         if isinstance(error, RefusedError):
+            if error.status in THROTTLING:
+                self._pace.throttled()
             if self._renegotiates(error, len(left), failures):
                 self._refused.append(accept)
                 if self._first_accept(len(left)) is None:
                     raise self._refused_for_good(error, left) from error
                 self._queue.appendleft(left)
                 return
-            if len(left) > 1 and _splits(error, failures):
+            if len(left) > 1 and self._splits(error, len(left), failures):
                 middle = len(left) // 2
                 self._queue.extendleft((left[middle:], left[:middle]))
+                self._refused.clear()
                 self._patience = None
                 return
         if not worth_repeating(error, reached=self._service.reached):
@@ -122,33 +142,31 @@ class FrameRetrieval:
         self._queue.appendleft(numbers)
 
     def _accept(self, count: int) -> str:
-        return self._first_accept(count) or _NATIVE
+        return self._first_accept(count) or NATIVE
 
     def _first_accept(self, count: int) -> str | None:
-        """Return what has worked, else the first variant that was not refused; None where all were.
-
-        Never a JPEG type for what is not stored as JPEG: servers then compress lossily without a word.
-        """
-        syntax = self._batch.transfer_syntax_uid
-        variants = [_NATIVE, _ANYTHING, _DECOMPRESSED]
-        if syntax is not None and (media_type := transfer_syntaxes.media_type(syntax)):
-            variants.insert(1, f'multipart/related; type="{media_type}"; transfer-syntax={syntax}')
-        if count == 1:
-            variants.append(_SINGLE_PART)
-        if syntax in self._accepts:
-            variants.insert(0, self._accepts[syntax])
-        return next((variant for variant in variants if variant not in self._refused), None)
+        """Return what to ask with; None where every form was refused."""
+        return self._accepts.choose(self._batch.transfer_syntax_uid, count, self._refused)
 
     def _renegotiates(self, error: RefusedError, count: int, failures: int) -> bool:
         """Whether another Accept may help.
 
-        Services say 400 or 500 where they mean 406; before anything has worked, and for a single frame, that is it.
+        Services say 400 or 500 where they mean 406. A single frame tries all forms; a list one more, as long as
+        nothing has worked: it may as well be too long.
         """
         if error.action is Action.NEGOTIATE:
             return True
-        known = self._batch.transfer_syntax_uid in self._accepts
-        doubtful = error.status == 400 or (error.status == 500 and failures >= _REPEATS_OF_500)
-        return doubtful and (count == 1 or not known)
+        doubtful = error.status == 400 or (error.status == 500 and failures >= self._pace.kind.repeats_of_500)
+        new = self._accepts.known(self._batch.transfer_syntax_uid) is None
+        return doubtful and (count == 1 or (new and not self._refused))
+
+    def _splits(self, error: RefusedError, count: int, failures: int) -> bool:
+        """Whether fewer frames at once may go, or will show which of them does not."""
+        if error.status == 500:
+            return failures >= self._pace.kind.repeats_of_500
+        if error.action is Action.SPLIT:
+            self._doubted = min(self._doubted or count, count)
+        return error.action in (Action.SPLIT, Action.ABSENT)
 
     def _refused_for_good(self, error: RefusedError, left: Numbers) -> SourceError:
         tried = "; ".join(f"[{accept}]" for accept in self._refused)
@@ -164,10 +182,3 @@ class FrameRetrieval:
         if len(numbers) > 6:
             listed = f"{numbers[0]} ... {numbers[-1]} ({len(numbers)})"
         return f"Frame{'s' if len(numbers) > 1 else ''} {listed} of instance {self._batch.address.instance_uid}"
-
-
-def _splits(error: RefusedError, failures: int) -> bool:
-    """Whether fewer frames at once may go, or will show which of them does not."""
-    if error.status == 500:
-        return failures >= _REPEATS_OF_500
-    return error.action in (Action.SPLIT, Action.ABSENT)

@@ -34,6 +34,10 @@ class UnreachableError(SourceError):
     """No connection could be made: before the first success, asking again is useless."""
 
 
+class HopelessError(SourceError):
+    """The request could not even be made, and never can."""
+
+
 class Action(enum.Enum):
     """What a status asks for."""
 
@@ -188,8 +192,10 @@ class Patience:
         )  # fmt: skip
 
 
-def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = ()) -> None:
+def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = (), *, advice: str = "") -> None:
     """Let a success pass; raise for any other status.
+
+    ``advice`` is for who is refused (see ``services.ServiceKind``).
 
     Raises
     ------
@@ -210,7 +216,10 @@ def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = ())
         else "These credentials, or their lack, are not enough."
     )
     raise AuthenticationError(
-        f"{what}: {refused}. {hint}", url=answer.url, status=answer.status, frame_numbers=frame_numbers
+        f"{what}: {refused}. {hint} {advice}".rstrip(),
+        url=answer.url,
+        status=answer.status,
+        frame_numbers=frame_numbers,
     )
 
 
@@ -220,7 +229,7 @@ def worth_repeating(error: SourceError | RefusedError, *, reached: bool) -> bool
         return error.action is Action.RETRY
     if isinstance(error, UnreachableError):
         return reached
-    return not isinstance(error, AuthenticationError)
+    return not isinstance(error, (AuthenticationError, HopelessError))
 
 
 def named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> WsiWebError:

@@ -12,18 +12,22 @@ from urllib.parse import urljoin, urlsplit
 
 from wsiweb.dicomjson import Attributes, loads
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
+from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import readable_error, same_origin, without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
+from wsiweb.sources.pace import Pace
 from wsiweb.sources.retrieval import FrameRetrieval
 from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, named, worth_repeating
+from wsiweb.sources.services import UNKNOWN, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wsiweb.options import ReadOptions
-    from wsiweb.sources.base import EncodedFrame, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, EncodedFrame, FrameBatch, JsonDataset
     from wsiweb.sources.http import Service
+    from wsiweb.sources.services import ServiceKind
     from wsiweb.stats import ReadStats
 
 MAX_METADATA_BYTES = 1 << 30
@@ -43,16 +47,27 @@ class WebSource:
         self._study_uid = study_uid
         self._series_uids = tuple(series_uids)
         self._options = options
-        self._accepts: dict[str | None, str] = {}  # what has worked, by stored transfer syntax
+        self._kind: ServiceKind = recognise(service.base_url)
+        self._accepts = AcceptMemory()
+        self._start()
+
+    def _start(self) -> None:
         self._gate = Gate()
+        self._set_out(self._kind)
+
+    def _set_out(self, kind: ServiceKind) -> None:
+        """Begin with what is known of such a service."""
+        self._kind = kind
+        self._pace = Pace(self._options.max_connections, kind)
+        self.stats.tell_of_service(self._pace.traits)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_gate"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_gate", "_pace")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies are made for other processes: they share neither connections nor locks.
-        self.__dict__.update(state, service=copy.copy(state["service"]), _accepts=dict(state["_accepts"]))
-        self._gate = Gate()
+        self.__dict__.update(state, service=copy.copy(state["service"]), _accepts=copy.deepcopy(state["_accepts"]))
+        self._start()
 
     @property
     def stats(self) -> ReadStats:
@@ -75,7 +90,11 @@ class WebSource:
         datasets: list[JsonDataset] = []
         for series_uid in self._series_uids:
             url = f"{self.service.wado_url}/studies/{self._study_uid}/series/{series_uid}"
-            found = self._json(f"{url}/metadata", what=f"The series {series_uid} of study {self._study_uid}")
+            what = f"The series {series_uid} of study {self._study_uid}"
+            headers, body = self._get(f"{url}/metadata", _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES)
+            if self._kind is UNKNOWN:
+                self._set_out(recognise(self.service.base_url, headers, body))
+            found = self._parsed(f"{url}/metadata", body)
             if not found:
                 raise SlideNotFoundError(f"{without_secrets(url)} has no instances.")
             datasets += [self._whole(dataset, url) for dataset in found]
@@ -117,12 +136,12 @@ class WebSource:
         url = self._bulk_url(uri)
         what = "A bulk data value"
         try:
-            content_type, body = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
+            headers, body = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
         except SourceError as error:
             if error.status not in (400, 406, 415):
                 raise
-            content_type, body = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
-        media_type, parameters = parse_content_type(content_type)
+            headers, body = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
+        media_type, parameters = parse_content_type(headers.get("content-type", ""))
         if not media_type.startswith("multipart/"):
             return body
         part = next(MultipartParser(parameters.get("boundary")).feed(body), None)
@@ -141,13 +160,19 @@ class WebSource:
         if within:
             return f"{root}{within}{rest}"
         where = without_secrets(url)
-        raise SourceError(
-            f"The metadata refer to bulk data at {where}, which is not this service; it is not fetched.",
-            url=where,
-        )
+        if urlsplit(root).scheme == "https" and urlsplit(url).scheme != "https":
+            reason = "which is not https, as this service is"
+        elif urlsplit(url).hostname in self._options.trusted_hosts:
+            return url
+        else:
+            reason = "which is not this service. If you trust that host, name it in ReadOptions.trusted_hosts"
+        raise SourceError(f"The metadata refer to bulk data at {where}, {reason}; it is not fetched.", url=where)
 
     def _json(self, url: str, *, what: str, parameters: dict[str, str] | None = None) -> list[JsonDataset]:
         _, body = self._get(url, _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES, parameters=parameters)
+        return self._parsed(url, body)
+
+    def _parsed(self, url: str, body: bytes) -> list[JsonDataset]:
         where = without_secrets(url)
         if not body.strip():
             return []
@@ -167,8 +192,8 @@ class WebSource:
 
     def _get(
         self, url: str, accept: str, *, what: str, limit_bytes: int, parameters: dict[str, str] | None = None
-    ) -> tuple[str, bytes]:
-        """Return content type and whole body, however many attempts it takes."""
+    ) -> tuple[dict[str, str], bytes]:
+        """Return headers (by lower-case name) and whole body, however many attempts it takes."""
         patience = Patience(what, self._options.max_attempts, self._gate)
         deadline = time.monotonic() + self._options.deadline_seconds
         idle = Cancellation()
@@ -178,9 +203,9 @@ class WebSource:
             try:
                 with self.service.get(url, accept, parameters=parameters) as answer:
                     if answer.status == 204:
-                        return "", b""
-                    check_status(answer, what)
-                    return answer.content_type, answer.read(limit_bytes, deadline=deadline)
+                        return {}, b""
+                    check_status(answer, what, advice=self._kind.advice)
+                    return answer.headers, answer.read(limit_bytes, deadline=deadline)
             except (RefusedError, SourceError) as caught:
                 if not worth_repeating(caught, reached=self.service.reached):
                     raise named(caught, what) from caught
@@ -201,6 +226,10 @@ class WebSource:
             f"/instances/{address.instance_uid}/frames/"
         )
         retrieval = FrameRetrieval(
-            self.service, self._gate, self._accepts, self._options.max_attempts, url, batch, cancellation
+            self.service, self._gate, self._pace, self._accepts, self._options.max_attempts, url, batch, cancellation
         )
         return retrieval.run()
+
+    def advise(self, frames: int) -> Advice:
+        """Return how so many frames are best asked for, by what the service has shown so far."""
+        return self._pace.advise(frames)

@@ -1,0 +1,114 @@
+"""How a service is reached: what cannot be sent, what goes along, and who gets the credentials."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from dicomweb_server import DICOMwebServer
+from faults import Fault, Request
+from synthetic import srgb_profile
+
+from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import SlideMaker
+    from synthetic import SyntheticSlide
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture(scope="module")
+def truth(synthetic: SlideMaker) -> SyntheticSlide:
+    return synthetic()
+
+
+@pytest.fixture
+def server(truth: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    with DICOMwebServer(truth.folder) as server:
+        yield server
+
+
+def failing() -> str:
+    raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize(("given", "error"), [
+    ({"token": f"{SECRET}\r\nX-Other: 1"}, SourceError),
+    ({"headers": {"X-Api-Key": f"{SECRET}\n"}}, SourceError),
+    ({"headers": {"X-Api-Key": 5}}, SourceError),
+    ({"auth": (SECRET, None, 5)}, AuthenticationError),
+    ({"auth": SECRET}, AuthenticationError),
+    ({"token": lambda: None}, AuthenticationError),
+    ({"token": failing}, AuthenticationError),
+    ({"token": 5}, AuthenticationError),
+], ids=["line-break-in-token", "line-break-in-header", "number-header", "triple-auth", "text-auth", "no-token",
+        "raising-token", "number-token"])  # fmt: skip
+def test_what_cannot_be_sent_fails_at_once(
+    server: DICOMwebServer, truth: SyntheticSlide, given: dict[str, Any], error: type[SourceError]
+) -> None:
+    with pytest.raises(error) as caught:
+        Slide.open(server.series_url(truth.study_uid, truth.series_uid), **given)
+    assert SECRET not in str(caught.value)
+    assert server.count() == 0
+
+
+def test_a_certificate_that_is_not_there(truth: SyntheticSlide) -> None:
+    with pytest.raises(SourceError, match=r"no-such\.pem"):
+        Slide.open(f"https://127.0.0.1:9/studies/{truth.study_uid}/series/{truth.series_uid}", cert="no-such.pem")
+
+
+def test_a_query_in_the_url_goes_with_every_request(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """AWS HealthImaging names the image set there."""
+    url = f"{server.series_url(truth.study_uid, truth.series_uid)}?imageSetId=abc&x=1"
+    with Slide.open(url) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 50, 50), truth.truth(0, 0, 0, 50, 50))
+    assert {request.kind for request in server.requests} == {"metadata", "frames"}
+    assert all(parse_qs(urlsplit(r.path).query) == {"imageSetId": ["abc"], "x": ["1"]} for r in server.requests)
+
+
+def test_a_redirect_without_location(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = lambda request: Fault(status=302)
+    with pytest.raises(ProtocolError, match="without a Location"):
+        Slide.open(server.series_url(truth.study_uid, truth.series_uid), options=ReadOptions(max_attempts=1))
+
+
+# Bulk data elsewhere ------------------------------------------------------------------------------
+
+
+def redirected_profile(server: DICOMwebServer, uri: str) -> Callable[[Request], Fault | None]:
+    """Let the metadata say that the ICC profile lies at ``uri``."""
+
+    def hook(request: Request) -> Fault | None:
+        if request.kind != "metadata":
+            return None
+        datasets = json.loads(json.dumps([instance.metadata for instance in server.instances]))
+        for dataset in datasets:
+            for path in dataset.get("00480105", {}).get("Value", []):
+                path["00282000"] = {"vr": "OB", "BulkDataURI": uri}
+        return Fault(status=200, body=json.dumps(datasets).encode(), headers={"Content-Type": "application/dicom+json"})
+
+    return hook
+
+
+def test_a_trusted_host_gets_no_credentials(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    with DICOMwebServer(truth.folder) as other:
+        profile = srgb_profile()
+        other.fault = lambda request: Fault(
+            status=200, body=profile, headers={"Content-Type": "application/octet-stream"}
+        )
+        server.fault = redirected_profile(server, f"http://localhost:{urlsplit(other.url).port}/profiles/1")
+        url = server.series_url(truth.study_uid, truth.series_uid)
+        given: dict[str, Any] = {"token": SECRET, "headers": {"X-Api-Key": SECRET}}
+        with Slide.open(url, **given) as slide, pytest.raises(SourceError, match="trusted_hosts"):
+            _ = slide.icc_profile
+        assert other.count() == 0
+        with Slide.open(url, **given, options=ReadOptions(trusted_hosts=("localhost",))) as slide:
+            assert slide.icc_profile == profile
+        assert other.count() == 1
+        assert not any(SECRET in value for request in other.requests for value in request.headers.values())

@@ -1,0 +1,254 @@
+"""What is concluded from answers, and how a service is asked because of it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from dicomweb_server import DICOMwebServer
+from faults import Fault, Request
+
+from wsiweb import ReadOptions, Slide
+from wsiweb.sources.base import Cancellation
+from wsiweb.sources.pace import (
+    BYTES,
+    FRAMES_WHERE_REQUESTS_ARE_DEAR,
+    Conclusions,
+    Pace,
+    Sample,
+    conclude,
+)
+from wsiweb.sources.services import UNKNOWN, ServiceKind, recognise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import SlideMaker
+    from synthetic import SyntheticSlide
+
+
+def samples(
+    fixed: float, each: float, cores: float, *, in_flight: float, frames: int = 32, times: int = 4, uid: str = "1"
+) -> list[Sample]:
+    """Answers of a server that works on ``cores`` requests at once, each ``fixed`` seconds of work."""
+    wait = fixed * max(1.0, in_flight / cores)
+    return [Sample(uid, frames, frames * 20_000, wait, wait + each * frames, in_flight)] * times
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3.5])
+def test_work_and_latency_are_told_apart(cores: float) -> None:
+    seen = conclude(samples(0.5, 0.001, cores, in_flight=1) + samples(0.5, 0.001, cores, in_flight=8), None)
+    assert seen.parallel_requests == pytest.approx(cores)
+    assert seen.dear
+    assert seen.seconds_per_request == pytest.approx(0.5)
+    assert seen.seconds_per_frame == pytest.approx(0.001)
+    assert seen.bytes_per_frame == 20_000
+    latency = conclude(samples(0.5, 0.001, 1000, in_flight=1) + samples(0.5, 0.001, 1000, in_flight=8), None)
+    assert latency.parallel_requests == pytest.approx(8)
+    assert not latency.dear
+
+
+def test_nothing_is_concluded_from_one_kind_of_answers() -> None:
+    assert conclude(samples(0.5, 0.001, 1, in_flight=8), None).parallel_requests is None
+    assert conclude(samples(0.5, 0.001, 1, in_flight=1), None).parallel_requests is None
+    assert conclude(samples(0.5, 0.001, 1, in_flight=1), 1.0).parallel_requests == 1.0
+    assert conclude([], None) == Conclusions()
+
+
+def test_instances_are_not_compared_with_each_other() -> None:
+    small = samples(0.01, 0.001, 8, in_flight=1, uid="small")
+    large = samples(1.0, 0.001, 8, in_flight=8, uid="large")
+    assert conclude(small + large, None).parallel_requests is None
+
+
+def test_waits_that_nobody_notices_change_nothing() -> None:
+    seen = conclude(samples(0.001, 0.001, 1, in_flight=1) + samples(0.001, 0.001, 1, in_flight=8), None)
+    assert seen.parallel_requests is None
+
+
+def paced(found: list[Sample], connections: int = 8, kind: ServiceKind = UNKNOWN) -> Pace:
+    """Return a pace that has seen these."""
+    pace = Pace(connections, kind)
+    pace._samples.extend(found)
+    pace._conclusions = conclude(found, kind.parallel_requests)
+    return pace
+
+
+def test_where_requests_are_work_few_are_made() -> None:
+    seen = samples(1.0, 0.0005, 2, in_flight=1) + samples(1.0, 0.0005, 2, in_flight=8)
+    advice = paced(seen).advise(300)
+    assert advice.requests == 1
+    assert advice.max_frames == FRAMES_WHERE_REQUESTS_ARE_DEAR
+
+
+def test_the_number_of_requests_is_the_best_of_the_model() -> None:
+    """Against trying them all."""
+    fixed, each, cores, frames = 0.2, 0.02, 2, 300
+    seen = samples(fixed, each, cores, in_flight=1) + samples(fixed, each, cores, in_flight=8)
+    seconds = {m: fixed * max(1, m / cores) + each * frames / m for m in range(1, 33)}
+    best = min(seconds, key=lambda m: seconds[m])
+    assert paced(seen, connections=32).advise(frames).requests == pytest.approx(best, abs=1)
+    assert paced(seen, connections=3).advise(frames).requests == 3
+
+
+def test_where_latency_rules_all_connections_are_used() -> None:
+    seen = samples(0.1, 0.001, 100, in_flight=1) + samples(0.1, 0.001, 100, in_flight=8)
+    advice = paced(seen).advise(300)
+    assert (advice.requests, advice.max_frames) == (8, 64)
+
+
+def test_requests_stay_below_a_size() -> None:
+    large = [Sample("1", 4, 4 << 20, 0.1, 0.2, 1.0)]
+    assert paced(large).advise(1000).max_frames == BYTES // (1 << 20)
+
+
+def test_single_frames_are_asked_for_where_lists_are_slower_than_their_sum() -> None:
+    """Orthanc from 1.18 on reads a single frame directly, and the whole instance for a list."""
+    kind = ServiceKind("Orthanc", parallel_requests=1.0)
+    lists = samples(2.0, 0.001, 1, in_flight=1)
+    singles = samples(0.004, 0.001, 1, in_flight=1, frames=1)
+    advice = paced(lists + singles, kind=kind).advise(100)
+    assert (advice.requests, advice.max_frames) == (100, 1)
+    slow = samples(1.9, 0.001, 1, in_flight=1, frames=1)
+    assert paced(lists + slow, kind=kind).advise(100).requests == 1
+
+
+def test_throttling_halves_the_connections_and_answers_win_them_back() -> None:
+    pace = Pace(8)
+    pace.throttled()
+    pace.throttled()
+    assert pace.advise(100).requests == 2
+    assert pace.traits().throttled
+    for _ in range(32):
+        with pace.request(Cancellation()) as lap:
+            lap.answered()
+            pace.record(lap, "1", 1, 1000)
+    assert pace.advise(100).requests == 3
+    for _ in range(5 * 32):
+        with pace.request(Cancellation()) as lap:
+            lap.answered()
+            pace.record(lap, "1", 1, 1000)
+    assert pace.advise(100).requests == 8
+    assert not pace.traits().throttled
+
+
+def test_a_limit_is_remembered() -> None:
+    pace = Pace(8)
+    pace.too_large(64)
+    pace.too_large(50)
+    assert pace.advise(1000).max_frames == 25
+    pace.too_large(1)
+    assert pace.advise(1000).max_frames == 1
+
+
+def test_no_more_requests_are_in_flight_than_allowed() -> None:
+    pace = Pace(2)
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def ask() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with pace.request(Cancellation()):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                threading.Event().wait(0.001)
+                with lock:
+                    inside -= 1
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+
+
+def test_who_waits_for_a_connection_can_be_cancelled() -> None:
+    pace, cancellation = Pace(1), Cancellation()
+    entered = threading.Event()
+
+    def wait() -> None:
+        with pace.request(cancellation):
+            entered.set()
+
+    with pace.request(Cancellation()):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not entered.wait(0.05)
+        cancellation.cancel()
+        assert entered.wait(5)
+        thread.join()
+
+
+# What services are known by ----------------------------------------------------------------------
+
+ORTHANC_BULK = b'{"BulkDataURI":"http://a/dicom-web/studies/1.2/series/1.3/instances/1.4/bulk/00480105/1/00282000"}'
+
+
+def test_services_that_must_be_known() -> None:
+    assert recognise("https://proxy.imaging.datacommons.cancer.gov/current/x/dicomWeb").max_connections == 4
+    assert recognise("https://healthcare.googleapis.com/v1/projects/p/dicomWeb").name.startswith("Google")
+    assert recognise("https://pacs.example/rs", {"date": "x"}, ORTHANC_BULK).name == "Orthanc"
+    assert recognise("https://pacs.example/rs", {"keep-alive": "timeout=1"}, b"[]").name == "Orthanc"
+    assert recognise("https://pacs.example/rs", {"keep-alive": "timeout=1", "server": "nginx"}, b"[]") is UNKNOWN
+    assert recognise("https://pacs.example/rs", {"date": "x"}, b'"/instances/1.4/bulkdata/x"') is UNKNOWN
+
+
+# Against a server with costs ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def big(synthetic: SlideMaker) -> SyntheticSlide:
+    return synthetic("jpeg-mono8", sizes=((4200, 4150), (1050, 1037)), tile_size=(256, 256))
+
+
+@pytest.fixture
+def server(big: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    with DICOMwebServer(big.folder) as server:
+        yield server
+
+
+def test_a_server_that_works_on_one_request_at_a_time_is_asked_for_much_at_once(
+    server: DICOMwebServer, big: SyntheticSlide
+) -> None:
+    """Each request takes 60 ms of the only worker: eight requests take half a second, one takes 60 ms."""
+    turns = threading.Lock()
+    served = 0
+
+    def work(request: Request) -> Fault | None:
+        nonlocal served
+        if request.kind == "frames":
+            with turns:
+                served += 1
+                threading.Event().wait(0.06)
+        return None
+
+    server.fault = work
+    with Slide.open(server.series_url(big.study_uid, big.series_uid), options=ReadOptions(tile_cache_bytes=0)) as slide:
+        slide.read_region(0, 0, 0, 200, 200)  # alone
+        slide.read_region(0, 256, 0, 2048, 2048)  # together
+        assert server.count("frames") == 9
+        server.forget()
+        region = slide.read_region(0, 2400, 0, 1800, 4100)
+        assert server.count("frames") == 1
+        np.testing.assert_array_equal(region, big.truth(0, 2400, 0, 1800, 4100))
+        traits = slide.stats.service
+        assert traits is not None
+        assert traits.parallel_requests is not None
+        assert traits.parallel_requests < 2.5
+        assert traits.frames_per_request > 200
+        assert traits.requests_at_once == 1
+
+
+def test_a_server_with_latency_is_asked_on_all_connections(server: DICOMwebServer, big: SyntheticSlide) -> None:
+    server.fault = lambda request: Fault(latency_seconds=0.06)
+    with Slide.open(server.series_url(big.study_uid, big.series_uid)) as slide:
+        slide.read_region(0, 0, 0, 200, 200)
+        slide.read_region(0, 256, 0, 2048, 2048)
+        server.forget()
+        slide.read_region(0, 2400, 0, 1800, 4100)
+        assert server.count("frames") == 8

@@ -1,0 +1,246 @@
+"""``Pace``: how many requests at once, and how long, by what a service has shown. Makes no requests.
+
+The model: a request of n frames takes ``a + b * n`` seconds, and a service works on ``p`` such ``a`` at once. Where
+latency is all there is to ``a``, p is large, and frames are spread over all connections; where ``a`` is work, as on
+servers that parse the whole instance for each request, p is the number of their cores, and few large requests win.
+N frames in m requests take about ``a * max(1, m / p) + b * N / m``, which is least at ``m = sqrt(b * N * p / a)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from wsiweb.sources.base import SPREAD, Advice
+from wsiweb.sources.services import UNKNOWN, ServiceKind
+from wsiweb.stats import ServiceTraits
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from wsiweb.sources.base import Cancellation
+
+FRAMES_WHERE_REQUESTS_ARE_DEAR = 400
+BYTES = 8 << 20
+BYTES_WHERE_REQUESTS_ARE_DEAR = 16 << 20
+"""Half of what the smallest known limit of an answer is (App Engine, 32 MB)."""
+SINGLES_PAY_FROM = 2.0
+"""By how much requests for single frames must be predicted to be faster: a wrong guess costs many requests."""
+DEAR_BELOW = 4.0
+"""A service that works on fewer requests at once has few cores for much work, and is asked for much at once."""
+NOTICEABLE_SECONDS = 0.02
+"""Waits shorter than that are not worth a conclusion."""
+ALONE_BELOW = 1.5
+TOGETHER_FROM = 3.0
+"""Requests in flight, on average, that count as one alone and as many together."""
+_SAMPLES = 64
+_ANSWERS_FOR_A_CONNECTION = 32
+"""After a service has throttled: so many answers win one connection back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer that came whole."""
+
+    instance_uid: str
+    """Costs of a request differ with the instance, and are compared within one only."""
+    frames: int
+    bytes: int
+    first_byte_seconds: float
+    seconds: float
+    in_flight: float
+    """Requests in flight meanwhile, this one included."""
+
+
+@dataclass(slots=True)
+class Lap:
+    """The clock of one request."""
+
+    started: float
+    in_flight: int
+    first_byte: float | None = None
+
+    def answered(self) -> None:
+        """Stop the first part of the time: the first byte is there."""
+        self.first_byte = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusions:
+    """What samples say."""
+
+    parallel_requests: float | None = None
+    """How many requests the service really works on at once; None where that is not known."""
+    seconds_per_request: float | None = None
+    """Until the first byte; None where nothing was seen."""
+    seconds_per_frame: float | None = None
+    """That each frame adds."""
+    bytes_per_frame: float | None = None
+    seconds_per_single: float | None = None
+    """Of a request for one frame."""
+
+    @property
+    def dear(self) -> bool:
+        """Whether requests are work for the service, and few of them best."""
+        return self.parallel_requests is not None and self.parallel_requests < DEAR_BELOW
+
+
+class Pace:
+    """What one service has shown of its costs and limits. Safe to share between threads.
+
+    Parameters
+    ----------
+    max_connections
+        Requests in flight at once, at most.
+    kind
+        What is known of such services.
+    """
+
+    def __init__(self, max_connections: int, kind: ServiceKind = UNKNOWN) -> None:
+        self.kind = kind
+        self._changed = threading.Condition()
+        self._max_connections = min(max_connections, kind.max_connections or max_connections)
+        self._connections = self._max_connections
+        self._answers_since_throttled = 0
+        self._in_flight = 0
+        self._max_frames: int | None = None
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
+        self._conclusions = Conclusions(kind.parallel_requests)
+
+    # What is seen ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def request(self, cancellation: Cancellation) -> Iterator[Lap]:
+        """Wait until there is a connection to use, and have it for the time of the ``with``."""
+        forget = cancellation.on_cancel(self._wake)
+        with self._changed:
+            while self._in_flight >= self._allowed and not cancellation.cancelled:
+                self._changed.wait()
+            self._in_flight += 1
+            lap = Lap(time.monotonic(), self._in_flight)
+        forget()
+        try:
+            yield lap
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                self._changed.notify()
+
+    @property
+    def _allowed(self) -> int:
+        """Requests that may be in flight."""
+        parallel = self._conclusions.parallel_requests
+        if parallel is None or not self._conclusions.dear:
+            return self._connections
+        return min(max(math.ceil(parallel), 2), self._connections)
+
+    def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
+        """Remember an answer that came whole; to be called while its connection is still held."""
+        if lap.first_byte is None:
+            return
+        with self._changed:
+            in_flight = (lap.in_flight + self._in_flight) / 2
+            waited, took = lap.first_byte - lap.started, time.monotonic() - lap.started
+            self._samples.append(Sample(instance_uid, frames, n_bytes, waited, took, in_flight))
+            self._conclusions = conclude(self._samples, self.kind.parallel_requests)
+            self._answers_since_throttled += 1
+            if self._connections < self._max_connections:
+                won, self._answers_since_throttled = divmod(self._answers_since_throttled, _ANSWERS_FOR_A_CONNECTION)
+                self._connections = min(self._connections + won, self._max_connections)
+            self._changed.notify_all()
+
+    def throttled(self) -> None:
+        """Halve the connections: the service asked for patience."""
+        with self._changed:
+            self._connections = max(self._connections // 2, 1)
+            self._answers_since_throttled = 0
+
+    def too_large(self, frames: int) -> None:
+        """Remember that a request of so many frames was refused for its size."""
+        with self._changed:
+            self._max_frames = min(self._max_frames or frames, max(frames // 2, 1))
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # What follows ---------------------------------------------------------------------------------
+
+    def advise(self, frames: int) -> Advice:
+        """Return over how many requests to spread so many frames, and how many each may have at most."""
+        with self._changed:
+            seen, connections, limit = self._conclusions, self._connections, self._max_frames
+        requests, most, budget = connections, SPREAD.max_frames, BYTES
+        if seen.dear:
+            requests = _best_requests(seen, frames, connections)
+            most, budget = FRAMES_WHERE_REQUESTS_ARE_DEAR, BYTES_WHERE_REQUESTS_ARE_DEAR
+            if _singles_pay(seen, frames, requests):
+                requests, most = frames, 1
+        if seen.bytes_per_frame:
+            most = min(most, max(int(budget / seen.bytes_per_frame), 1))
+        return Advice(requests, min(most, limit or most))
+
+    def traits(self) -> ServiceTraits:
+        """Return what was learnt, for people."""
+        advice = self.advise(FRAMES_WHERE_REQUESTS_ARE_DEAR)
+        with self._changed:
+            seen, connections, allowed = self._conclusions, self._connections, self._allowed
+        return ServiceTraits(
+            kind=self.kind.name,
+            connections=allowed,
+            requests_at_once=min(advice.requests, allowed),
+            frames_per_request=advice.max_frames,
+            seconds_per_request=seen.seconds_per_request,
+            seconds_per_frame=seen.seconds_per_frame,
+            parallel_requests=seen.parallel_requests,
+            throttled=connections < self._max_connections,
+        )
+
+
+def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Conclusions:
+    """Say what samples show; the guess stands until requests alone and requests together were seen."""
+    many = [sample for sample in samples if sample.frames > 1]
+    alone = [sample for sample in many if sample.in_flight < ALONE_BELOW] or many
+    single = [sample.seconds for sample in samples if sample.frames == 1 and sample.in_flight < ALONE_BELOW]
+    return Conclusions(
+        parallel_requests=_parallel_requests(samples, parallel_guess),
+        seconds_per_request=median(s.first_byte_seconds for s in alone) if alone else None,
+        seconds_per_frame=median((s.seconds - s.first_byte_seconds) / s.frames for s in alone) if alone else None,
+        bytes_per_frame=sum(s.bytes for s in samples) / sum(s.frames for s in samples) if samples else None,
+        seconds_per_single=median(single) if single else None,
+    )
+
+
+def _parallel_requests(samples: Collection[Sample], guess: float | None) -> float | None:
+    """Compare requests alone with requests together: where n of them take n times as long, nothing was gained."""
+    found = []
+    for uid in {sample.instance_uid for sample in samples}:
+        waits = [(s.first_byte_seconds, s.in_flight) for s in samples if s.instance_uid == uid]
+        alone = [wait for wait, in_flight in waits if in_flight < ALONE_BELOW]
+        together = [(wait, in_flight) for wait, in_flight in waits if in_flight >= TOGETHER_FROM]
+        if alone and together and median(wait for wait, _ in together) >= NOTICEABLE_SECONDS:
+            each = median(wait / in_flight for wait, in_flight in together)
+            found.append(max(median(alone) / each, 1.0))
+    return median(found) if found else guess
+
+
+def _best_requests(seen: Conclusions, frames: int, connections: int) -> int:
+    """Return the m that is quickest by the model above."""
+    if not seen.seconds_per_request or seen.seconds_per_frame is None or seen.parallel_requests is None:
+        return 1
+    best = math.sqrt(seen.seconds_per_frame * frames * seen.parallel_requests / seen.seconds_per_request)
+    return min(max(round(best), 1), connections)
+
+
+def _singles_pay(seen: Conclusions, frames: int, requests: int) -> bool:
+    """Whether single frames come so much faster than lists that many requests win (Orthanc from 1.18 on)."""
+    if seen.seconds_per_request is None or seen.seconds_per_frame is None or seen.seconds_per_single is None:
+        return False
+    together = seen.seconds_per_request * requests + seen.seconds_per_frame * frames / requests
+    return seen.seconds_per_single * frames * SINGLES_PAY_FROM < together
