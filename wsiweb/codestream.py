@@ -7,6 +7,7 @@ The code stream knows its own size, depth and colour space; the metadata are oft
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass, replace
 
 
@@ -39,6 +40,8 @@ _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _SOF_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_LOSSLESS
 _SOF_JPEG_LS = 0xF7
+_HEAD_BYTES = 4096
+"""Within which the start of scan is looked for; a longer head is walked each time."""
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -90,7 +93,14 @@ def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
 
 
 def _inspect_jpeg(data: bytes) -> Codestream:
-    """Walk the markers up to the start of scan (ITU-T T.81 B.1)."""
+    """Read the head, which is mostly that of the frame before."""
+    stop = data.find(b"\xff\xda", 2, _HEAD_BYTES)
+    stream, end = _walk_jpeg_head(data[: stop + 2])
+    return stream if end == stop else _walk_jpeg(data)[0]
+
+
+def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:
+    """Walk the markers up to the start of scan (ITU-T T.81 B.1); return where that is, too."""
     position, end = 2, len(data)
     frame: tuple[Coding, int, int, bytes] | None = None
     adobe_transform: int | None = None
@@ -119,13 +129,16 @@ def _inspect_jpeg(data: bytes) -> Codestream:
             break
         position += 2 + length
     if frame is None:
-        return Codestream(Coding.JPEG)
+        return Codestream(Coding.JPEG), position
     coding, width, height, components = frame
     count = len(components) // 3
     transformed = None
     if count == 3:
         transformed = _is_ycbcr(adobe_transform, jfif=jfif, components=components)
-    return Codestream(coding, width, height, count, transformed)
+    return Codestream(coding, width, height, count, transformed), position
+
+
+_walk_jpeg_head = functools.lru_cache(maxsize=64)(_walk_jpeg)
 
 
 def _is_ycbcr(adobe_transform: int | None, *, jfif: bool, components: bytes) -> bool | None:

@@ -50,7 +50,8 @@ def parse_accept(text: str) -> list[MediaRange]:
     """Return the ranges of an Accept header, most wanted first; no header takes everything."""
     ranges = []
     for part in _RANGE.findall(text):
-        media_type, parameters = parse_content_type(part)
+        media_type, found = parse_content_type(part)
+        parameters = dict(found)
         weight = quality(parameters.pop("q", "1"))
         if media_type and weight > 0:
             ranges.append(MediaRange(media_type, parameters, weight))

@@ -10,7 +10,7 @@ from wsiweb.sources.base import EncodedFrame
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from wsiweb.sources.http import Answer
     from wsiweb.sources.multipart import Part
@@ -45,14 +45,13 @@ def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
     parser = MultipartParser(parameters.get("boundary"))
     missing = set(numbers)
     unnamed: list[Part] = []
-    for chunk in answer.chunks:
-        for part in parser.feed(chunk):
-            number = _number(part)
-            if number is None:
-                unnamed.append(part)
-            elif number in missing and part.data:
-                missing.discard(number)
-                yield _frame(part, number)
+    for part in _parts(parser, answer.chunks):
+        number = _number(part)
+        if number is None:
+            unnamed.append(part)
+        elif number in missing and part.data:
+            missing.discard(number)
+            yield _frame(part, number)
     if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
         for number, part in zip(numbers, unnamed, strict=True):
             if part.data:
@@ -67,6 +66,12 @@ def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
         )  # fmt: skip
 
 
+def _parts(parser: MultipartParser, chunks: Iterator[bytes]) -> Iterator[Part]:
+    for chunk in chunks:
+        yield from parser.feed(chunk)
+    yield from parser.close()
+
+
 def _number(part: Part) -> int | None:
     match = _FRAME_IN_LOCATION.search(part.headers.get("content-location", ""))
     return int(match[1]) if match else None
@@ -77,7 +82,7 @@ def _frame(part: Part, number: int) -> EncodedFrame:
     return EncodedFrame(number, part.data, media_type or None, parameters.get("transfer-syntax"))
 
 
-def _single(answer: Answer, media_type: str, parameters: dict[str, str], numbers: Sequence[int]) -> EncodedFrame:
+def _single(answer: Answer, media_type: str, parameters: Mapping[str, str], numbers: Sequence[int]) -> EncodedFrame:
     """Take an answer that is no multipart: one frame, where one was asked for, or a server's error page."""
     if media_type.startswith(_ERROR_TYPES) or len(numbers) != 1:
         said = answer.error_text() if media_type.startswith(_ERROR_TYPES) else f"one {media_type}"

@@ -7,6 +7,7 @@ parameter.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING
 from wsiweb.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MAX_HEADER_BYTES = 16_384
 MAX_PREAMBLE_BYTES = 65_536
 MAX_PART_BYTES = 1 << 30
 _PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
+_CARRIAGE_RETURN = 13
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -32,7 +34,8 @@ class Part:
     data: bytes
 
 
-def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
+@functools.lru_cache(maxsize=64)  # the parts of an answer mostly say the same
+def parse_content_type(value: str) -> tuple[str, Mapping[str, str]]:
     """Split a Content-Type into the lower-case media type and its parameters, quotes taken off.
 
     A ``;`` within quotes separates nothing: Orthanc writes ``type="image/jpeg; transfer-syntax=..."``.
@@ -64,14 +67,24 @@ class MultipartParser:
         self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
         self._state: Callable[[], Part | None] = self._preamble
         self._headers: dict[str, str] = {}
+        self._length: int | None = None
+        self._lengths_lie = False
         self._scanned = 0
         self.finished = False
 
     def feed(self, data: bytes) -> Iterator[Part]:
         """Take the next bytes of the body and yield the parts that they complete."""
-        if self.finished:
-            return  # an epilogue means nothing
-        self._buffer += data
+        if not self.finished:  # an epilogue means nothing
+            self._buffer += data
+            yield from self._parts()
+
+    def close(self) -> Iterator[Part]:
+        """Yield what was waited for in vain, at the end of the body: a part that said it was longer than it is."""
+        if not self.finished:
+            self._length, self._lengths_lie = None, True
+            yield from self._parts()
+
+    def _parts(self) -> Iterator[Part]:
         while not self.finished:
             before = self._state
             part = self._state()
@@ -113,20 +126,31 @@ class MultipartParser:
             if len(self._buffer) > MAX_HEADER_BYTES:
                 raise ProtocolError("The headers of a part of the answer do not end.")
             return
-        lines = bytes(self._buffer[: match.start()]).decode("latin-1").splitlines()
-        pairs = (line.partition(":") for line in lines if ":" in line)
-        self._headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        self._headers = {}
+        for line in self._buffer[: match.start()].decode("latin-1").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                self._headers[name.strip().lower()] = value.strip()
         del self._buffer[: match.end() - 1]  # the line break stays: a delimiter may follow at once
+        self._length = None if self._lengths_lie else _length(self._headers.get("content-length", ""))
         self._scanned = 0
         self._state = self._body
 
     def _body(self) -> Part | None:
-        """Find the delimiter that ends the part.
+        """Find the delimiter that ends the part: behind as many bytes as it says it has, else wherever it is.
 
-        Content-Length is not asked: some servers get it wrong, and a delimiter may not occur in a part anyway.
+        Some servers get the length wrong.
         """
         assert self._delimiter is not None  # noqa: S101  (the preamble set it)
         marker = b"\n" + self._delimiter
+        if self._length is not None:
+            end = 1 + self._length
+            if len(self._buffer) < end + 1 + len(marker):
+                return None
+            found = end + 1 if self._buffer[end] == _CARRIAGE_RETURN else end
+            if self._buffer.startswith(marker, found):
+                return self._take(end, found)
+            self._length, self._lengths_lie = None, True
         found = self._buffer.find(marker, max(self._scanned - len(marker), 0))
         if found < 0:
             self._scanned = len(self._buffer)
@@ -141,3 +165,10 @@ class MultipartParser:
         del self._buffer[: delimiter + 1 + len(self._delimiter)]
         self._state = self._after_delimiter
         return part
+
+
+def _length(value: str) -> int | None:
+    """Read a Content-Length; None where it cannot be one."""
+    if not (value.isascii() and value.isdecimal() and len(value) < len(str(MAX_PART_BYTES))):
+        return None
+    return int(value)

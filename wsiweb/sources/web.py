@@ -6,6 +6,7 @@ What arrived whole is kept, and only what is missing is asked for again.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -144,7 +145,8 @@ class WebSource:
         media_type, parameters = parse_content_type(headers.get("content-type", ""))
         if not media_type.startswith("multipart/"):
             return body
-        part = next(MultipartParser(parameters.get("boundary")).feed(body), None)
+        parser = MultipartParser(parameters.get("boundary"))
+        part = next(itertools.chain(parser.feed(body), parser.close()), None)
         if part is None:
             where = without_secrets(url)
             raise ProtocolError(f"{where} sent a multipart answer without a whole part.", url=where)
