@@ -1,15 +1,17 @@
 """Run read plans: claim, fetch, decode, stitch. The only module that makes threads.
 
 Fetch threads take frames from the source as they arrive and hand them to decode threads; decoded tiles go to the
-cache, and from there to every caller who waits. Pool threads never wait for one another, only callers do, so nothing
-can deadlock. The caller's own thread paints tiles into its array, in the order in which they come.
+cache, and are painted into the arrays of all callers who wait for them. Pool threads never wait for one another, only
+callers do, so nothing can deadlock.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +24,6 @@ from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch
 from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
-    import queue
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from wsiweb.options import ReadOptions
     from wsiweb.plan import FrameKey, ReadPlan
     from wsiweb.sources.base import FrameSource
-    from wsiweb.stream import Event
 
     Pixels = npt.NDArray[Any]
 
@@ -46,6 +46,72 @@ _FRAME_OVERHEAD_BYTES = 200
 
 class ClosedError(WsiWebError):
     """The slide is closed."""
+
+
+class Workers:
+    """Threads that take jobs off one list until there are none.
+
+    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)  # starts its threads on demand
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._working = 0
+        self._closed = False
+
+    def add(self, job: Callable[[], None]) -> None:
+        """Have a job done. It may raise nothing.
+
+        Raises
+        ------
+        RuntimeError
+            After ``close``.
+        """
+        with self._lock:
+            self._wake(1)
+            self._jobs.append(job)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Do what the builtin does, in these threads and before all other jobs."""
+        todo = [(Future[Result](), item) for item in items]
+        jobs = [functools.partial(_fulfil, future, function, item) for future, item in todo]
+        with self._lock:
+            self._wake(len(jobs))
+            self._jobs.extendleft(reversed(jobs))
+        return (future.result() for future, _ in todo)
+
+    def close(self) -> None:
+        """Let the jobs that are there be done, and wait for that."""
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown(wait=True)
+
+    def _wake(self, jobs: int) -> None:
+        """Start threads for new jobs, where not all are at work; to be called under the lock."""
+        if self._closed:
+            raise RuntimeError("closed")
+        for _ in range(min(jobs, self._threads - self._working)):
+            self._pool.submit(self._work)
+            self._working += 1
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._working -= 1
+                    return
+                job = self._jobs.popleft()
+            job()
+
+
+def _fulfil(future: Future[Result], function: Callable[[Item], Result], item: Item) -> None:
+    try:
+        future.set_result(function(item))
+    except BaseException as error:  # noqa: BLE001  (it is for who asks for the result)
+        future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,9 +142,9 @@ class Reader:
             options.frame_cache_bytes if source.remote else 0,
             lambda frame: len(frame.data) + _FRAME_OVERHEAD_BYTES,
         )
-        # Executors start their threads on demand: a slide that is only looked at has none.
+        # Threads are started on demand: a slide that is only looked at has none.
         self._fetchers = ThreadPoolExecutor(options.max_connections, "wsiweb-fetch")
-        self._decoders = ThreadPoolExecutor(options.decode_thread_count, "wsiweb-decode")
+        self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
         self._fetching: set[Future[None]] = set()
 
     def stream(
@@ -105,7 +171,7 @@ class Reader:
         # A thread that waits for a silent server cannot be woken; it ends with its timeout, and nobody waits for it.
         self._fetchers.shutdown(wait=False)
         concurrent.futures.wait(list(self._fetching), timeout=_CLOSING_SECONDS)
-        self._decoders.shutdown(wait=True)
+        self._decoders.close()
         self.source.close()
 
     @property
@@ -142,10 +208,13 @@ class Reader:
             self._active.discard(errand)
 
     def claim(
-        self, keys: Iterable[FrameKey], events: queue.SimpleQueue[Event]
+        self, keys: Iterable[FrameKey], tell: Callable[[FrameKey, Pixels | None, BaseException | None], None]
     ) -> tuple[dict[FrameKey, Pixels], list[FrameKey]]:
-        """Return the tiles that are there, and the keys that the caller must ``start``; events tell of the rest."""
-        claim = self._tiles.claim(keys, lambda *event: events.put(event))
+        """Return the tiles that are there, and the keys that the caller must ``start``.
+
+        ``tell(key, tile, error)`` is called for the rest, from any thread.
+        """
+        claim = self._tiles.claim(keys, tell)
         return claim.hits, claim.ours
 
     def start(self, wanted: dict[FrameKey, tuple[int, int]], errand: Errand) -> None:
@@ -163,27 +232,34 @@ class Reader:
                 else:
                     self.stats.add(frame_hits=1)
                     left.discard(key)
-                    self._submit(self._decoders, self._decode, key, frame, visible, errand, keys=(key,))
+                    self._submit_decode(key, frame, visible, errand)
             advice = self.advise(len(missing))
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
                 part = {key: wanted[key] for key in keys}
-                self._submit(self._fetchers, self._fetch, batch, part, errand, keys=keys)
+                self._submit_fetch(batch, part, errand)
         finally:  # a Ctrl-C in between must leave nobody waiting
             self.abandon(left)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any, keys: Iterable[FrameKey]
+    def _submit_fetch(
+        self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand, *, again: bool = False
     ) -> None:
         try:
-            future = pool.submit(work, *arguments)
+            future = self._fetchers.submit(self._fetch, batch, wanted, errand, again=again)
         except RuntimeError:  # the pool is shut: somebody closed the slide meanwhile
-            self.abandon(keys)
+            self.abandon(wanted)
             return
-        if pool is self._fetchers:
-            self._fetching.add(future)
-            future.add_done_callback(self._fetching.discard)
+        self._fetching.add(future)
+        future.add_done_callback(self._fetching.discard)
+
+    def _submit_decode(
+        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, *, again: bool = False
+    ) -> None:
+        try:
+            self._decoders.add(functools.partial(self._decode, key, frame, visible, errand, again=again))
+        except RuntimeError:
+            self.abandon((key,))
 
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are asked for: as the source would have it, within the options."""
@@ -203,7 +279,7 @@ class Reader:
         wanted: dict[FrameKey, tuple[int, int]],
         errand: Errand,
         *,
-        again: bool = False,
+        again: bool,
     ) -> None:
         """Fetch one batch; runs in a fetch thread. Every key is handed on, failed or abandoned."""
         instance = self._instances[batch.instance_index]
@@ -221,7 +297,7 @@ class Reader:
                 self.stats.add(frames=1)
                 if errand.keep:
                     self._frames.put(key, frame)
-                self._submit(self._decoders, self._decode, key, frame, visible, errand, again, keys=(key,))
+                self._submit_decode(key, frame, visible, errand, again=again)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 for key in left:
@@ -236,7 +312,8 @@ class Reader:
         frame: EncodedFrame,
         visible: tuple[int, int],
         errand: Errand,
-        again: bool = False,  # noqa: FBT001, FBT002  (passed through an executor)
+        *,
+        again: bool,
     ) -> None:
         """Decode one frame; runs in a decode thread. The key is resolved, failed, abandoned or fetched again."""
         if errand.cancellation.cancelled:
@@ -251,7 +328,7 @@ class Reader:
             if self.source.remote and not again:  # it may have been damaged on its way: ask once more
                 self.stats.add(retries=1)
                 batch = Batch(instance_index, (frame_index,))
-                self._submit(self._fetchers, self._fetch_again, batch, {key: visible}, errand, keys=(key,))
+                self._submit_fetch(batch, {key: visible}, errand, again=True)
                 return
             self._tiles.fail(key, _located(error, instance, frame_index))
         except (DecodeError, UnsupportedError) as error:
@@ -263,9 +340,6 @@ class Reader:
             self.stats.add(decoded=1)
             tile.flags.writeable = False  # shared from now on
             self._tiles.resolve(key, tile, keep=errand.keep)
-
-    def _fetch_again(self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand) -> None:
-        self._fetch(batch, wanted, errand, again=True)
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:

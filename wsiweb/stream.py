@@ -1,12 +1,14 @@
-"""The caller's side of reading: draw plans ahead within a budget, paint tiles as they come, hand arrays out in order.
+"""The caller's side of reading: draw plans ahead within a budget, hand arrays out in order.
 
-Makes no threads and knows no source: a ``Reader`` produces the tiles and tells of them through a queue.
+Makes no threads and knows no source: a ``Reader`` produces the tiles. Whichever of its threads has one paints it, so
+that the caller is woken once for an array, and not for each tile.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -25,12 +27,17 @@ if TYPE_CHECKING:
     from wsiweb.reader import Reader
 
     Pixels = npt.NDArray[Any]
-    Event = tuple[FrameKey, Pixels | None, BaseException | None]
 
 
 _MANY_FRAMES = 1 << 16
-_STOPPED: Event = ((-1, -1), None, None)
-"""Wakes a caller whose reader is being closed, while the fetch thread may still wait for the server."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """What wakes a caller: an array is painted, its reader is being closed, or a tile will not come."""
+
+    key: FrameKey | None = None
+    error: BaseException | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -41,20 +48,82 @@ class Job:
     array: Pixels
     waiting: dict[FrameKey, int]
     """Rows of the plan whose tile has not come yet."""
+    unpainted: int
+    """Rows that are not painted yet."""
     held: dict[int, Pixels] = field(default_factory=dict)
     """Tiles of a plan whose order of drawing matters, by row, until all are there."""
 
-    def take(self, key: FrameKey, tile: Pixels) -> None:
-        """Paint one tile."""
-        row = self.waiting.pop(key)
-        if not self.plan.ordered:
-            stitch.paste(self.array, tile, self.plan, row)
-            return
-        self.held[row] = tile
-        if not self.waiting:
-            for row in sorted(self.held):
-                stitch.paste(self.array, self.held[row], self.plan, row)
-            self.held.clear()
+
+class Board:
+    """The plans that are on their way, and who waits for which tile. Shared by all threads that produce tiles.
+
+    Does not know the stream: one that nobody iterates over any more is collected, and stops the work.
+    """
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted_by: dict[FrameKey, list[Job]] = {}
+
+    def enlist(self, job: Job) -> list[FrameKey]:
+        """Note what a plan needs; return the tiles that no plan before it waits for."""
+        new = []
+        with self._lock:
+            for key in job.plan.keys:
+                others = self._wanted_by.get(key)
+                if others is None:
+                    self._wanted_by[key] = [job]
+                    new.append(key)
+                else:
+                    others.append(job)
+        return new
+
+    def wanted_by(self, key: FrameKey) -> Job | None:
+        """Return a plan that waits for a tile."""
+        with self._lock:
+            return next(iter(self._wanted_by.get(key, ())), None)
+
+    def clear(self) -> None:
+        """Forget all plans."""
+        with self._lock:
+            self._wanted_by.clear()
+
+    def tell(self, key: FrameKey, tile: Pixels | None, error: BaseException | None) -> None:
+        """Take what became of a tile: paint it wherever it belongs, or let the caller know. From any thread."""
+        try:
+            if tile is not None:
+                self.paint(key, tile)
+                return
+        except BaseException as problem:  # noqa: BLE001  (it is the caller's, not this thread's)
+            error = problem
+        self.events.put(Event(key, error))
+
+    def paint(self, key: FrameKey, tile: Pixels) -> None:
+        """Paint a tile into all arrays that show it."""
+        with self._lock:
+            places = [(job, job.waiting.pop(key)) for job in self._wanted_by.pop(key, ())]
+            for job, row in places:
+                if job.plan.ordered:
+                    job.held[row] = tile
+        for job, row in places:
+            if not job.plan.ordered:
+                stitch.paste(job.array, tile, job.plan, row)
+            elif not job.waiting:
+                self._paint_held(job)
+            self._painted(job)
+
+    def _paint_held(self, job: Job) -> None:
+        with self._lock:
+            held, job.held = job.held, {}
+        for row in sorted(held):
+            stitch.paste(job.array, held[row], job.plan, row)
+
+    def _painted(self, job: Job) -> None:
+        with self._lock:
+            job.unpainted -= 1
+            done = job.unpainted == 0
+        if done:
+            self.events.put(Event())
 
 
 class Stream:
@@ -68,12 +137,11 @@ class Stream:
         self._budget_bytes = budget_bytes
         self._exhausted = False
         self._errand = reader.begin(keep=keep)
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        events = self._events  # and not self, which would keep an abandoned iterator alive
-        self._errand.cancellation.on_cancel(lambda: events.put(_STOPPED))
+        self._board = Board()
+        events = self._board.events  # and not self, which would keep an abandoned iterator alive
+        self._errand.cancellation.on_cancel(lambda: events.put(Event()))
         self._jobs: deque[Job] = deque()
         self._ahead_bytes = 0
-        self._wanted_by: dict[FrameKey, list[Job]] = {}
         self._claimed: dict[FrameKey, tuple[int, int]] = {}  # but not started yet
 
     def __iter__(self) -> Self:
@@ -101,6 +169,7 @@ class Stream:
         self._reader.abandon(self._claimed)
         self._claimed = {}
         self._jobs.clear()
+        self._board.clear()
         self._exhausted = True
 
     def __del__(self) -> None:
@@ -130,43 +199,31 @@ class Stream:
 
     def _admit(self, plan: ReadPlan, out: Pixels | None) -> None:
         """Take up one plan, and claim the tiles that no plan before it wants."""
-        job = Job(plan, stitch.canvas(plan, out), {key: row for row, key in enumerate(plan.keys)})
+        job = Job(plan, stitch.canvas(plan, out), {key: row for row, key in enumerate(plan.keys)}, len(plan.keys))
         self._jobs.append(job)
         self._ahead_bytes += plan.output_bytes
-        new = []
-        for key in plan.keys:
-            others = self._wanted_by.get(key)
-            if others is None:
-                self._wanted_by[key] = [job]
-                new.append(key)
-            else:
-                others.append(job)
-        hits, ours = self._reader.claim(new, self._events)
+        rows = dict(job.waiting)
+        new = self._board.enlist(job)
+        hits, ours = self._reader.claim(new, self._board.tell)
         self._reader.stats.add(tile_hits=len(plan.keys) - len(new) + len(hits), tile_misses=len(new) - len(hits))
         visible = plan.placements.visible
-        self._claimed.update((key, visible[job.waiting[key]]) for key in ours)
+        self._claimed.update((key, visible[rows[key]]) for key in ours)
         for key, tile in hits.items():
-            self._deliver(key, tile)
-
-    def _deliver(self, key: FrameKey, tile: Pixels) -> None:
-        for job in self._wanted_by.pop(key):
-            job.take(key, tile)
+            self._board.paint(key, tile)
 
     def _wait_for(self, job: Job) -> None:
         deadline = time.monotonic() + self._reader.options.deadline_seconds
-        while job.waiting:
+        while job.unpainted:
             try:
-                key, tile, error = self._events.get(timeout=max(deadline - time.monotonic(), 0))
+                event = self._board.events.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
                 raise self._late(job) from None
-            if tile is not None:
-                self._deliver(key, tile)
-            elif isinstance(error, AbandonedError):
-                self._reclaim(key)
-            elif error is not None:
-                raise error
-            else:
+            if event.key is None:
                 self._reader.check_open()
+            elif isinstance(event.error, AbandonedError):
+                self._reclaim(event.key)
+            elif event.error is not None:
+                raise event.error
 
     def _late(self, job: Job) -> SourceTimeoutError:
         numbers = tuple(sorted(frame_index + 1 for _, frame_index in job.waiting))
@@ -180,9 +237,9 @@ class Stream:
     def _reclaim(self, key: FrameKey) -> None:
         """Another read was to produce this tile and was stopped: produce it here."""
         self._reader.check_open()
-        hits, ours = self._reader.claim([key], self._events)
+        hits, ours = self._reader.claim([key], self._board.tell)
         for hit, tile in hits.items():
-            self._deliver(hit, tile)
-        job = self._wanted_by[key][0] if ours else None
+            self._board.paint(hit, tile)
+        job = self._board.wanted_by(key) if ours else None
         if job is not None:
             self._reader.start({key: job.plan.placements.visible[job.waiting[key]]}, self._errand)
