@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+import requests
+from requests.structures import CaseInsensitiveDict
+
 from wsiweb.bulk import fill_in
 from wsiweb.errors import AuthenticationError, MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
+from wsiweb.sources.http import Service, TokenAuth
+from wsiweb.sources.web import WebSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from requests import Session
     from requests.auth import AuthBase
 
     from wsiweb.options import ReadOptions
@@ -33,7 +37,7 @@ class Connection:
     auth: AuthBase | tuple[str, str] | None = None
     token: str | Callable[[], str] | None = None
     headers: dict[str, str] | None = None
-    session: Session | None = None
+    session: requests.Session | None = None
     verify: bool | str | None = None
     cert: str | tuple[str, str] | None = None
     qido_url_prefix: str | None = None
@@ -98,16 +102,10 @@ def _web_source(
     connection: Connection,
     options: ReadOptions,
 ) -> FrameSource:
-    from dicomweb_client import DICOMwebClient  # noqa: PLC0415
-    from requests import Session  # noqa: PLC0415
-    from requests.structures import CaseInsensitiveDict  # noqa: PLC0415
-
-    from wsiweb.sources.http import TokenAuth  # noqa: PLC0415
-
     base_url, user_password, study, series = split_series_url(url)
     if connection.wado_url_prefix and study is not None:
         base_url = base_url.removesuffix(f"/{connection.wado_url_prefix.strip('/')}")
-    session = connection.session or Session()
+    session = connection.session or requests.Session()
     if connection.session is not None:  # not ours to change
         session = object.__new__(type(connection.session))
         session.__dict__.update(connection.session.__dict__)
@@ -130,16 +128,15 @@ def _web_source(
         session.verify = connection.verify
     if connection.cert is not None:
         session.cert = connection.cert
-    try:
-        client = DICOMwebClient(
-            base_url,
-            session=session,
-            qido_url_prefix=connection.qido_url_prefix,
-            wado_url_prefix=connection.wado_url_prefix,
-        )
-    except ValueError as error:
-        raise SlideNotFoundError(f"{base_url!r} is no URL of a DICOMweb service: {error}.") from error
-    return _service_source(client, study_uid or study, series_uids or series, options)
+    service = Service(
+        base_url,
+        session,
+        qido_url_prefix=connection.qido_url_prefix,
+        wado_url_prefix=connection.wado_url_prefix,
+        connections=options.max_connections,
+        timeout_seconds=options.timeout_seconds,
+    )
+    return _service_source(service, study_uid or study, series_uids or series, options)
 
 
 def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
@@ -177,7 +174,6 @@ def _client_source(
     connection: Connection,
     options: ReadOptions,
 ) -> FrameSource:
-    import requests  # noqa: PLC0415
     from dicomweb_client import DICOMwebClient  # noqa: PLC0415
 
     from wsiweb.sources.client import ClientSource  # noqa: PLC0415
@@ -196,22 +192,27 @@ def _client_source(
         and isinstance(getattr(client, "_session", None), requests.Session)
     )
     if plain:
-        return _service_source(client, study_uid, series_uids, options)
+        service = Service(
+            str(client.base_url),
+            client._session,  # noqa: SLF001  (it has been there for years, and is all that the client would use)
+            qido_url_prefix=client.qido_url_prefix,
+            wado_url_prefix=client.wado_url_prefix,
+            connections=options.max_connections,
+            timeout_seconds=options.timeout_seconds,
+        )
+        return _service_source(service, study_uid, series_uids, options)
     if study_uid is None or not series_uids:
         raise SlideNotFoundError("This client needs study_uid= and series_uid=.")
     return ClientSource(client, study_uid, series_uids)
 
 
 def _service_source(
-    client: Any,
+    service: Service,
     study_uid: str | None,
     series_uids: tuple[str, ...],
     options: ReadOptions,
 ) -> FrameSource:
-    from wsiweb.sources.http import Service  # noqa: PLC0415
-    from wsiweb.sources.web import WebSource  # noqa: PLC0415
 
-    service = Service(client, connections=options.max_connections, timeout_seconds=options.timeout_seconds)
     source = WebSource(service, study_uid or "", series_uids, options)
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(

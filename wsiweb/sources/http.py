@@ -29,8 +29,6 @@ from wsiweb.stats import ReadStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dicomweb_client import DICOMwebClient
-
     from wsiweb.sources.base import Cancellation
 
 MAX_REDIRECTS = 5
@@ -140,28 +138,44 @@ class Service:
 
     Parameters
     ----------
-    client
-        Carries the URLs, and the session with its authentication, certificates and proxies. Its session is not
-        changed: an own copy, with connection pools of its own, does the work.
+    base_url
+        Its root.
+    session
+        Carries authentication, certificates, proxies and headers. It is not changed: an own copy, with connection
+        pools of its own, does the work.
+    qido_url_prefix, wado_url_prefix
+        Path below the root for searching and retrieving, or None.
     connections
         Requests that may be in flight at once.
     timeout_seconds
         Longest silence on a socket.
     """
 
-    def __init__(self, client: DICOMwebClient, *, connections: int, timeout_seconds: float) -> None:
-        self._client = client
-        self._connections = connections
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self,
+        base_url: str,
+        session: requests.Session,
+        *,
+        qido_url_prefix: str | None,
+        wado_url_prefix: str | None,
+        connections: int,
+        timeout_seconds: float,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.qido_url = _below(self.base_url, qido_url_prefix)
+        self.wado_url = _below(self.base_url, wado_url_prefix)
         self.stats = ReadStats()
-        self.base_url = str(client.base_url).rstrip("/")
-        self._session = _own_session(client._session, connections)  # noqa: SLF001  (facts: stable for years)
         self.reached = False
+        self._state = {
+            "base_url": base_url, "session": session, "qido_url_prefix": qido_url_prefix,
+            "wado_url_prefix": wado_url_prefix, "connections": connections, "timeout_seconds": timeout_seconds,
+        }  # fmt: skip
+        self._timeout_seconds = timeout_seconds
+        self._given = session
+        self._session = _own_session(session, self.base_url, connections)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "client": self._client, "connections": self._connections, "timeout_seconds": self._timeout_seconds,
-        }  # fmt: skip
+        return self._state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -173,18 +187,6 @@ class Service:
         if auth is None:
             return {}
         return {"token": auth.supplier} if isinstance(auth, TokenAuth) else {"auth": auth}
-
-    @property
-    def wado_url(self) -> str:
-        """Root of the retrieve resources."""
-        prefix = self._client.wado_url_prefix
-        return f"{self.base_url}/{prefix.strip('/')}" if prefix else self.base_url
-
-    @property
-    def qido_url(self) -> str:
-        """Root of the search resources."""
-        prefix = self._client.qido_url_prefix
-        return f"{self.base_url}/{prefix.strip('/')}" if prefix else self.base_url
 
     @contextlib.contextmanager
     def get(
@@ -277,8 +279,8 @@ class Service:
         session = requests.Session()
         session.auth = _NoCredentials()
         session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
-        session.verify, session.proxies = self._session.verify, self._session.proxies
-        session.trust_env = self._session.trust_env
+        session.verify, session.proxies = self._given.verify, self._given.proxies
+        session.trust_env = self._given.trust_env
         return session
 
     def _renew(self, session: requests.Session, response: requests.Response) -> bool:
@@ -290,17 +292,27 @@ class Service:
         self._session.close()
 
 
-def _own_session(session: requests.Session, connections: int) -> requests.Session:
+def _below(root: str, prefix: str | None) -> str:
+    return f"{root}/{prefix.strip('/')}" if prefix else root
+
+
+def _own_session(session: requests.Session, url: str, connections: int) -> requests.Session:
     """Copy a session, subclass and all, with adapters whose pools are its own and large enough.
 
     The copy leaves the user's session as it is, drops no connections when many threads read, and shares no socket
-    with the process that this one was forked from.
+    with the process that this one was forked from. What the environment says of proxies, certificates and
+    credentials is looked up here, and not for each request.
     """
     own = object.__new__(type(session))
     own.__dict__.update(session.__dict__)
     if isinstance(own.auth, TokenAuth):
         own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
+    if session.trust_env:
+        found = session.merge_environment_settings(url, {}, None, None, None)
+        own.proxies, own.verify, own.cert = found["proxies"], found["verify"], found["cert"]
+        own.auth = own.auth or requests.utils.get_netrc_auth(url)
+        own.trust_env = False
     own.adapters = OrderedDict(
         (prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items()
     )
