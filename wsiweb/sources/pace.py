@@ -1,9 +1,10 @@
 """``Pace``: how many requests at once, and how long, by what a service has shown. Makes no requests.
 
-The model: a request of n frames takes ``a + b * n`` seconds, and a service works on ``p`` such ``a`` at once. Where
-latency is all there is to ``a``, p is large, and frames are spread over all connections; where ``a`` is work, as on
-servers that parse the whole instance for each request, p is the number of their cores, and few large requests win.
-N frames in m requests take about ``a * max(1, m / p) + b * N / m``, which is least at ``m = sqrt(b * N * p / a)``.
+The model: a request of n frames takes ``a + b * n`` seconds, and a service works on ``p`` such ``a`` at once; each
+request costs ``c`` seconds of work here. Where latency is all there is to ``a``, p is large, and frames are spread over
+the connections; where ``a`` is work, as on servers that parse the whole instance for each request, p is the number of
+their cores, and few large requests win. N frames in m requests take about ``a * max(1, m / p) + c * m + b * N / m``,
+which is least at ``m = sqrt(b * N / (a / p + c))``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ SINGLES_PAY_FROM = 2.0
 """By how much requests for single frames must be predicted to be faster: a wrong guess costs many requests."""
 DEAR_BELOW = 4.0
 """A service that works on fewer requests at once has few cores for much work, and is asked for much at once."""
+SECONDS_OF_OUR_OWN = 0.001
+"""That a request costs here, in requests, urllib3 and http.client."""
+TYPICAL_SECONDS_PER_FRAME = 0.0015
+"""Until it is measured: 18 kB at 12 MB/s."""
 NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
 ALONE_BELOW = 1.5
@@ -176,9 +181,9 @@ class Pace:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
         with self._changed:
             seen, connections, limit = self._conclusions, self._connections, self._max_frames
-        requests, most, budget = connections, SPREAD.max_frames, BYTES
+        requests = _best_requests(seen, frames, connections)
+        most, budget = SPREAD.max_frames, BYTES
         if seen.dear:
-            requests = _best_requests(seen, frames, connections)
             most, budget = FRAMES_WHERE_REQUESTS_ARE_DEAR, BYTES_WHERE_REQUESTS_ARE_DEAR
             if _singles_pay(seen, frames, requests):
                 requests, most = frames, 1
@@ -232,9 +237,12 @@ def _parallel_requests(samples: Collection[Sample], guess: float | None) -> floa
 
 def _best_requests(seen: Conclusions, frames: int, connections: int) -> int:
     """Return the m that is quickest by the model above."""
-    if not seen.seconds_per_request or seen.seconds_per_frame is None or seen.parallel_requests is None:
-        return 1
-    best = math.sqrt(seen.seconds_per_frame * frames * seen.parallel_requests / seen.seconds_per_request)
+    each, work = seen.seconds_per_frame, SECONDS_OF_OUR_OWN
+    if seen.dear and seen.parallel_requests is not None:
+        if seen.seconds_per_request is None:
+            return 1
+        work += seen.seconds_per_request / seen.parallel_requests
+    best = math.sqrt((TYPICAL_SECONDS_PER_FRAME if each is None else each) * frames / work)
     return min(max(round(best), 1), connections)
 
 
