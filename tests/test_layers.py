@@ -80,6 +80,7 @@ FOREIGN = {
     "pydicom": ("demo.file", "demo.header", "server.qido", "sources.part10"),
     "cachetools": ("cache", "server.index"),
     "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "server.rendered"),
+    "isal": ("png",),
     "typer": ("cli",),
     "rich": ("cli", "demo.tour", "export"),
 }
