@@ -139,6 +139,12 @@ class Instance:
         )
 
     @property
+    def stored_without_loss(self) -> bool:
+        """Whether frames are known to be stored, and to have always been, without loss."""
+        uid = self.transfer_syntax_uid
+        return uid is not None and not self.pixels.lossy and transfer_syntaxes.lossless(uid)
+
+    @property
     def mpp(self) -> tuple[float, float] | None:
         """(x, y) in µm: from PixelSpacing, else from the imaged volume, else None."""
         if self.pixel_spacing_mm is not None:

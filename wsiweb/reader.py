@@ -289,8 +289,9 @@ class Reader:
                 return
             numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
             request = FrameBatch(
-                instance.address, numbers, instance.transfer_syntax_uid, instance.uncompressed_frame_bytes
-            )
+                instance.address, numbers, instance.transfer_syntax_uid, instance.uncompressed_frame_bytes,
+                instance.stored_without_loss,
+            )  # fmt: skip
             for frame in self.source.fetch(request, errand.cancellation):
                 key = (batch.instance_index, frame.frame_number - 1)
                 visible = left.pop(key)

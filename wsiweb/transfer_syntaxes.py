@@ -25,6 +25,7 @@ _READABLE = {
 }
 _MEDIA_TYPES = {"4.5": "image/jpeg", "4.7": "image/jpeg", "4.8": "image/jls", "4.9": "image/jp2", "4.1": "image/jxl",
                 "4.2": "image/jphc", "5": "image/dicom-rle"}  # fmt: skip
+_LOSSY = frozenset({"4.50", "4.51", "4.81", "4.91", "4.111", "4.112", "4.203"})
 
 
 def readable(uid: str) -> bool:
@@ -41,3 +42,8 @@ def media_type(uid: str) -> str | None:
     """Return the media type of compressed frames (PS3.18 Table 8.7.3-5); None for native ones."""
     tail = uid.removeprefix("1.2.840.10008.1.2.")
     return next((kind for start, kind in _MEDIA_TYPES.items() if tail.startswith(start)), None)
+
+
+def lossless(uid: str) -> bool:
+    """Whether frames of this transfer syntax cannot have lost anything by it."""
+    return uid in _READABLE and uid.removeprefix("1.2.840.10008.1.2.") not in _LOSSY

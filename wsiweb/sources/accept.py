@@ -66,7 +66,8 @@ class AcceptMemory:
             untried = [one for one in _variants(syntax, count) if one not in (known.native, *known.decompressing)]
             fresh = [one for one in untried if one not in known.refused]
             wanted = [known.native, *fresh, *known.decompressing, *untried]
-        return next((one for one in wanted if one is not None and one not in refused), None)
+        singly = {SINGLE_PART} if count > 1 else set()
+        return next((one for one in wanted if one is not None and one not in singly and one not in refused), None)
 
     def brought(self, syntax: str | None, accept: str, *, native: bool) -> None:
         """Remember an answer with frames, as they are stored or decompressed."""

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from wsiweb.sources.multipart import Part
 
 MAX_FRAME_BYTES = 1 << 30
+
+
+class SinglePartError(ProtocolError):
+    """One frame came where several were asked for; nobody knows which."""
+
+
 _FRAME_IN_LOCATION = re.compile(r"/frames/(\d+)/?$")
 _ERROR_TYPES = (
     "text/",
@@ -84,10 +90,15 @@ def _frame(part: Part, number: int) -> EncodedFrame:
 
 def _single(answer: Answer, media_type: str, parameters: Mapping[str, str], numbers: Sequence[int]) -> EncodedFrame:
     """Take an answer that is no multipart: one frame, where one was asked for, or a server's error page."""
-    if media_type.startswith(_ERROR_TYPES) or len(numbers) != 1:
-        said = answer.error_text() if media_type.startswith(_ERROR_TYPES) else f"one {media_type}"
+    if media_type.startswith(_ERROR_TYPES):
         raise ProtocolError(
-            f"{answer.url} answered {answer.status} with {said!r:.300} where {len(numbers)} frames were asked for",
+            f"{answer.url} answered {answer.status} with {answer.error_text()!r:.300} where {len(numbers)} frames were "
+            f"asked for",
+            url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
+        )  # fmt: skip
+    if len(numbers) != 1:
+        raise SinglePartError(
+            f"{answer.url} answered with one {media_type or 'body'} where {len(numbers)} frames were asked for",
             url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
         )  # fmt: skip
     data = answer.read(MAX_FRAME_BYTES)

@@ -36,6 +36,8 @@ class FrameBatch:
     uncompressed_bytes: int | None = None
     """Size of a frame without compression, where frames are stored compressed; None where they are not, or that is
     not known."""
+    lossless: bool = False
+    """Whether frames are known to be stored, and to have always been, without loss."""
 
 
 @dataclass(frozen=True, slots=True)

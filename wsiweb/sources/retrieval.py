@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from wsiweb.codestream import inspect
-from wsiweb.errors import SourceError
+from wsiweb.codestream import Coding, inspect
+from wsiweb.errors import ProtocolError, SourceError
 from wsiweb.sources.accept import NATIVE
-from wsiweb.sources.answers import frames_in
+from wsiweb.sources.answers import SinglePartError, frames_in
 from wsiweb.sources.retry import THROTTLING, Action, Patience, RefusedError, check_status, named, worth_repeating
 
 if TYPE_CHECKING:
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
     from wsiweb.sources.accept import AcceptMemory
     from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch
-    from wsiweb.sources.http import Service
+    from wsiweb.sources.http import Answer, Service
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
 
 Numbers = tuple[int, ...]
+
+
+class TranscodedError(ProtocolError):
+    """Frames that are stored without loss came with it."""
 
 
 class FrameRetrieval:
@@ -82,8 +86,6 @@ class FrameRetrieval:
                     return
                 self._react(error, numbers, tuple(missing), accept)
             else:
-                for refused in self._refused:
-                    self._accepts.refuse(self._batch.transfer_syntax_uid, refused)
                 self._patience = None
         if self._doubted is not None and not self._cancellation.cancelled:
             self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
@@ -96,13 +98,26 @@ class FrameRetrieval:
             with self._service.get(url, accept, cancellation=self._cancellation) as answer:
                 lap.answered()
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
-                n_bytes, native = 0, True
+                n_bytes = 0
                 for frame in frames_in(answer, numbers):
+                    if n_bytes == 0:  # remembered before it is handed out: the next read may begin at once
+                        self._judge(frame, accept, answer)
                     n_bytes += len(frame.data)
-                    native = native and not self._decompressed(frame)
                     yield frame
                 self._pace.record(lap, self._batch.address.instance_uid, len(numbers), n_bytes)
-                self._accepts.brought(self._batch.transfer_syntax_uid, accept, native=native)
+
+    def _judge(self, frame: EncodedFrame, accept: str, answer: Answer) -> None:
+        """Remember what an Accept brought; refuse what lost something on the way."""
+        stream = inspect(frame.data) if self._batch.lossless else None
+        if stream is not None and stream.coding is Coding.JPEG:
+            raise TranscodedError(
+                f"{answer.url} sends as lossy JPEG what it stores without loss",
+                url=answer.url, status=answer.status, frame_numbers=(frame.frame_number,),
+            )  # fmt: skip
+        syntax = self._batch.transfer_syntax_uid
+        self._accepts.brought(syntax, accept, native=not self._decompressed(frame))
+        for refused in self._refused:
+            self._accepts.refuse(syntax, refused)
 
     def _decompressed(self, frame: EncodedFrame) -> bool:
         """Whether a frame that is stored compressed came without compression."""
@@ -117,21 +132,25 @@ class FrameRetrieval:
             return
         self._patience = self._patience or Patience(self._what(left), self._max_attempts, self._gate, left)
         failures = self._patience.failures
-        if isinstance(error, RefusedError):
-            if error.status in THROTTLING:
-                self._pace.throttled()
-            if self._renegotiates(error, len(left), failures):
-                self._refused.append(accept)
-                if self._first_accept(len(left)) is None:
-                    raise self._refused_for_good(error, left) from error
+        if isinstance(error, RefusedError) and error.status in THROTTLING:
+            self._pace.throttled()
+        if self._renegotiates(error, len(left), failures):
+            self._refused.append(accept)
+            if self._first_accept(len(left)) is not None:
                 self._queue.appendleft(left)
                 return
-            if len(left) > 1 and self._splits(error, len(left), failures):
-                middle = len(left) // 2
-                self._queue.extendleft((left[middle:], left[:middle]))
-                self._refused.clear()
-                self._patience = None
-                return
+            if len(left) == 1 or self._first_accept(1) is None:
+                raise self._refused_for_good(error, left) from error
+            self._doubted = 2  # what is left to try is for single frames
+            self._queue.extendleft((number,) for number in reversed(left))
+            self._patience = None
+            return
+        if len(left) > 1 and self._splits(error, len(left), failures):
+            middle = len(left) // 2
+            self._queue.extendleft((left[middle:], left[:middle]))
+            self._refused.clear()
+            self._patience = None
+            return
         if not worth_repeating(error, reached=self._service.reached):
             raise named(error, self._what(left), left) from error
         if not self._cancellation.sleep(self._patience.seconds_after(error)):
@@ -148,27 +167,34 @@ class FrameRetrieval:
         """Return what to ask with; None where every form was refused."""
         return self._accepts.choose(self._batch.transfer_syntax_uid, count, self._refused)
 
-    def _renegotiates(self, error: RefusedError, count: int, failures: int) -> bool:
+    def _renegotiates(self, error: RefusedError | SourceError, count: int, failures: int) -> bool:
         """Whether another Accept may help.
 
-        Services say 400 or 500 where they mean 406. A single frame tries all forms; a list one more, as long as
-        nothing has worked: it may as well be too long.
+        Services say 400 or 500 where they mean 406. As long as nothing has worked, a single frame tries all forms;
+        otherwise, and for a list, which may as well be too long, it is one more.
         """
+        if isinstance(error, TranscodedError):
+            return True
+        if not isinstance(error, RefusedError):
+            return False
         if error.action is Action.NEGOTIATE:
             return True
         doubtful = error.status == 400 or (error.status == 500 and failures >= self._pace.kind.repeats_of_500)
         new = self._accepts.known(self._batch.transfer_syntax_uid) is None
-        return doubtful and (count == 1 or (new and not self._refused))
+        return doubtful and ((new and count == 1) or ((new or count == 1) and not self._refused))
 
-    def _splits(self, error: RefusedError, count: int, failures: int) -> bool:
+    def _splits(self, error: RefusedError | SourceError, count: int, failures: int) -> bool:
         """Whether fewer frames at once may go, or will show which of them does not."""
-        if error.status == 500:
+        if isinstance(error, RefusedError) and error.status == 500:
             return failures >= self._pace.kind.repeats_of_500
-        if error.action is Action.SPLIT:
+        splits = isinstance(error, SinglePartError) or (
+            isinstance(error, RefusedError) and error.action in (Action.SPLIT, Action.ABSENT)
+        )
+        if splits:
             self._doubted = min(self._doubted or count, count)
-        return error.action in (Action.SPLIT, Action.ABSENT)
+        return splits
 
-    def _refused_for_good(self, error: RefusedError, left: Numbers) -> SourceError:
+    def _refused_for_good(self, error: RefusedError | SourceError, left: Numbers) -> SourceError:
         tried = "; ".join(f"[{accept}]" for accept in self._refused)
         return SourceError(
             f"{self._what(left)}: {error}. No form of the request is accepted; tried {tried}.",

@@ -155,9 +155,12 @@ class WebSource:
     def _bulk_url(self, uri: str) -> str:
         """Resolve a BulkDataURI; mend the host where a proxy, or a lost port, made the server write another."""
         root = self.service.wado_url
-        url = urljoin(f"{root}/studies/{self._study_uid}/", uri)
-        if same_origin(url, root):
-            return url
+        try:
+            url = urljoin(f"{root}/studies/{self._study_uid}/", uri)
+            if same_origin(url, root):
+                return url
+        except ValueError as error:
+            raise ProtocolError(f"The metadata refer to bulk data by what is no URL: {error}.", url=root) from error
         _, within, rest = urlsplit(url).path.partition(f"/studies/{self._study_uid}/")
         if within:
             return f"{root}{within}{rest}"
