@@ -244,11 +244,11 @@ def test_a_server_that_works_on_one_request_at_a_time_is_asked_for_much_at_once(
         assert traits.requests_at_once == 1
 
 
-def test_a_server_with_latency_is_asked_on_all_connections(server: DICOMwebServer, big: SyntheticSlide) -> None:
+def test_a_server_with_latency_is_asked_on_several_connections(server: DICOMwebServer, big: SyntheticSlide) -> None:
     server.fault = lambda request: Fault(latency_seconds=0.06)
     with Slide.open(server.series_url(big.study_uid, big.series_uid)) as slide:
         slide.read_region(0, 0, 0, 200, 200)
         slide.read_region(0, 256, 0, 2048, 2048)
         server.forget()
         slide.read_region(0, 2400, 0, 1800, 4100)
-        assert server.count("frames") >= 4
+        assert server.count("frames") > 1
