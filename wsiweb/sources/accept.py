@@ -86,11 +86,11 @@ class AcceptMemory:
             if accept != known.native and accept not in known.decompressing:
                 known.refused.add(accept)
 
-    def known(self, syntax: str | None) -> str | None:
-        """Return what has brought frames, if anything has."""
+    def proven(self, syntax: str | None) -> tuple[str, ...]:
+        """Return what has brought frames."""
         with self._lock:
             known = self._experiences.get(syntax, _Experience())
-            return known.native or next(iter(known.decompressing), None)
+            return (*([known.native] if known.native else []), *known.decompressing)
 
 
 def _variants(syntax: str | None, count: int) -> list[str]:

@@ -22,6 +22,7 @@ MAX_PREAMBLE_BYTES = 65_536
 MAX_PART_BYTES = 1 << 30
 _PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 _CARRIAGE_RETURN = 13
+_LINE_ENDS = (b"", b"\r\n", b"\n")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -79,10 +80,19 @@ class MultipartParser:
             yield from self._parts()
 
     def close(self) -> Iterator[Part]:
-        """Yield what was waited for in vain, at the end of the body: a part that said it was longer than it is."""
-        if not self.finished:
-            self._length, self._lengths_lie = None, True
-            yield from self._parts()
+        """Yield what the end of the body shows to be parts.
+
+        One that said it was longer than it is, and one that is as long as it said where the delimiter is missing.
+        """
+        if self.finished:
+            return
+        length, self._length, self._lengths_lie = self._length, None, True
+        headers, in_body = self._headers, self._state == self._body
+        found = list(self._parts())
+        yield from found
+        whole = in_body and length is not None and len(self._buffer) > length
+        if not found and whole and length is not None and self._buffer[1 + length :] in _LINE_ENDS:
+            yield Part(headers, bytes(self._buffer[1 : 1 + length]))
 
     def _parts(self) -> Iterator[Part]:
         while not self.finished:

@@ -134,17 +134,18 @@ class FrameRetrieval:
         failures = self._patience.failures
         if isinstance(error, RefusedError) and error.status in THROTTLING:
             self._pace.throttled()
-        if self._renegotiates(error, len(left), failures):
+        if self._renegotiates(error, accept, len(left), failures):
             self._refused.append(accept)
             if self._first_accept(len(left)) is not None:
                 self._queue.appendleft(left)
                 return
-            if len(left) == 1 or self._first_accept(1) is None:
+            if len(left) == 1 or (_is_about_form(error) and self._first_accept(1) is None):
                 raise self._refused_for_good(error, left) from error
-            self._doubted = 2  # what is left to try is for single frames
-            self._queue.extendleft((number,) for number in reversed(left))
-            self._patience = None
-            return
+            if _is_about_form(error):
+                self._doubted = 2  # what is left to try is for single frames
+                self._queue.extendleft((number,) for number in reversed(left))
+                self._patience = None
+                return
         if len(left) > 1 and self._splits(error, len(left), failures):
             middle = len(left) // 2
             self._queue.extendleft((left[middle:], left[:middle]))
@@ -167,21 +168,22 @@ class FrameRetrieval:
         """Return what to ask with; None where every form was refused."""
         return self._accepts.choose(self._batch.transfer_syntax_uid, count, self._refused)
 
-    def _renegotiates(self, error: RefusedError | SourceError, count: int, failures: int) -> bool:
+    def _renegotiates(self, error: RefusedError | SourceError, accept: str, count: int, failures: int) -> bool:
         """Whether another Accept may help.
 
-        Services say 400 or 500 where they mean 406. As long as nothing has worked, a single frame tries all forms;
-        otherwise, and for a list, which may as well be too long, it is one more.
+        Services say 400 or 500 where they mean 406. A form that has worked is doubted for a single frame only, and
+        once; any other at once.
         """
-        if isinstance(error, TranscodedError):
+        if _is_about_form(error):
             return True
         if not isinstance(error, RefusedError):
             return False
-        if error.action is Action.NEGOTIATE:
-            return True
-        doubtful = error.status == 400 or (error.status == 500 and failures >= self._pace.kind.repeats_of_500)
-        new = self._accepts.known(self._batch.transfer_syntax_uid) is None
-        return doubtful and ((new and count == 1) or ((new or count == 1) and not self._refused))
+        if error.status != 400 and not (error.status == 500 and failures >= self._pace.kind.repeats_of_500):
+            return False
+        proven = self._accepts.proven(self._batch.transfer_syntax_uid)
+        if accept in proven:
+            return count == 1 and not self._refused
+        return not set(proven) & set(self._refused)
 
     def _splits(self, error: RefusedError | SourceError, count: int, failures: int) -> bool:
         """Whether fewer frames at once may go, or will show which of them does not."""
@@ -208,3 +210,9 @@ class FrameRetrieval:
         if len(numbers) > 6:
             listed = f"{numbers[0]} ... {numbers[-1]} ({len(numbers)})"
         return f"Frame{'s' if len(numbers) > 1 else ''} {listed} of instance {self._batch.address.instance_uid}"
+
+
+def _is_about_form(error: RefusedError | SourceError) -> bool:
+    """Whether it is the Accept, and nothing else, that was wrong."""
+    refused = isinstance(error, RefusedError) and error.action is Action.NEGOTIATE
+    return refused or isinstance(error, TranscodedError)
