@@ -102,7 +102,21 @@ def _web_source(
     connection: Connection,
     options: ReadOptions,
 ) -> FrameSource:
-    base_url, user_password, study, series = split_series_url(url)
+    _, _, study, series = split_series_url(url)
+    return _service_source(service_at(url, connection, options), study_uid or study, series_uids or series, options)
+
+
+def service_at(url: str, connection: Connection, options: ReadOptions) -> Service:
+    """Return the service that a URL (of its root, of a study or of a series) lies in; makes no request.
+
+    Raises
+    ------
+    SlideNotFoundError
+        It is no such URL.
+    AuthenticationError
+        ``auth`` is nothing that can be sent.
+    """
+    base_url, user_password, study, _ = split_series_url(url)
     if connection.wado_url_prefix and study is not None:
         base_url = base_url.removesuffix(f"/{connection.wado_url_prefix.strip('/')}")
     session = connection.session or requests.Session()
@@ -128,7 +142,7 @@ def _web_source(
         session.verify = connection.verify
     if connection.cert is not None:
         session.cert = connection.cert
-    service = Service(
+    return Service(
         base_url,
         session,
         qido_url_prefix=connection.qido_url_prefix,
@@ -136,7 +150,6 @@ def _web_source(
         connections=options.max_connections,
         timeout_seconds=options.timeout_seconds,
     )
-    return _service_source(service, study_uid or study, series_uids or series, options)
 
 
 def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
