@@ -70,7 +70,7 @@ def export_png(
         ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
         keep=False,
     )
-    with _progress(progress, region.h) as report, _atomic(Path(path)) as stream:
+    with progress_of(progress, region.h, "PNG") as report, _atomic(Path(path)) as stream:
         writer = PngWriter(
             stream,
             region.w,
@@ -151,14 +151,15 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _progress(progress: bool | Progress | None, total: int) -> Iterator[Progress]:  # noqa: FBT001
+def progress_of(progress: bool | Progress | None, total: int, what: str) -> Iterator[Progress]:  # noqa: FBT001
+    """Yield what is told of progress: the user's own callable, a bar on the terminal, or nothing."""
     if callable(progress):
         yield progress
     elif progress:
         from rich.progress import Progress as Bar  # noqa: PLC0415
 
         with Bar() as bar:
-            task = bar.add_task("PNG", total=total)
+            task = bar.add_task(what, total=total)
             yield lambda done, _total: bar.update(task, completed=done)
     else:
         yield lambda _done, _total: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _BAND_BYTES = 32 << 20
 def read_views(
     reader: Reader,
     view: View,
-    regions: Sequence[Rectangle],
+    regions: Iterable[Rectangle],
     channels: Sequence[Channel],
     *,
     stacked: bool,
@@ -63,18 +64,22 @@ def read_views(
     background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
     targets = iter(outs) if outs is not None else None
     direct = targets if not view.resampled else None  # a level's own pixels go straight where they belong
-    bands = [list(_bands(view, region)) for region in regions]
+    drawn: deque[list[Rectangle]] = deque()  # what was planned and is not read yet
 
     def plans() -> Iterator[tuple[ReadPlan, Pixels | None]]:
-        for parts in bands:
+        for region in regions:
+            parts = list(_bands(view, region))
+            drawn.append(parts)
             for part in parts:
                 plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
                 yield plan, None if direct is None else next(direct)
 
     stream = reader.stream(plans(), ahead_bytes=ahead_bytes, keep=keep)
     try:
-        for parts in bands:
-            pieces = [view.resample(next(stream), part, background) for part in parts]
+        for first in stream:
+            head, *others = drawn.popleft()
+            pieces = [view.resample(first, head, background)]
+            pieces += [view.resample(next(stream), part, background) for part in others]
             array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
             if targets is not None and direct is None:
                 target = next(targets)

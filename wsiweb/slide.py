@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import icc as icc_profiles
@@ -368,11 +368,13 @@ class Slide:
         mpp: float | None = None,
         magnification: float | None = None,
         stride: int | tuple[int, int] | None = None,
+        mask: Any = None,
+        min_tissue: float = 0.5,
         roi: Region | Sequence[Region] | None = None,
         edge: str = "drop",
         upsample: bool = False,
     ) -> PatchPlan:
-        """Plan a grid of patches; nothing is fetched until it is read.
+        """Plan a grid of patches; nothing but a thumbnail for the mask is fetched until it is read.
 
         Parameters
         ----------
@@ -381,6 +383,12 @@ class Slide:
         level, mpp, magnification
             The resolution, one of them; level 0 by default. ``magnification`` is a downsample of objective power /
             magnification where the slide states its power, else an mpp of 10 / magnification.
+        mask
+            Where there is tissue: "otsu" (HSV saturation of the thumbnail after a median blur; ``patches.Otsu`` has a
+            threshold to set), a boolean array ``(h, w)`` of any scale that spans level 0, a callable that makes one of
+            the thumbnail, or polygons: ``(n, 2)`` points in level-0 pixels.
+        min_tissue
+            Fraction of a patch that the mask must cover.
         roi
             One or more ``(x, y, w, h)`` in level-0 pixels; each has a grid of its own.
         edge
@@ -391,14 +399,16 @@ class Slide:
         Raises
         ------
         RegionError
-            The grid cannot exist: sizes below 1, more than one resolution, an ROI off the slide.
+            The grid cannot exist: sizes below 1, more than one resolution, an ROI off the slide, a mask that is none.
         MetadataError
             ``mpp`` or ``magnification`` was asked for, and the slide does not tell its resolution.
         """
         from wsiweb.patches import plan_patches  # noqa: PLC0415
 
         view = self._view(level, mpp, magnification, upsample=upsample)
-        return plan_patches(self, view, size, stride=stride, roi=roi, edge=edge)
+        return plan_patches(
+            self, view, size, stride=stride, mask=mask, min_tissue=min_tissue, roi=roi, edge=edge
+        )  # fmt: skip
 
     def export_png(
         self,
@@ -510,15 +520,18 @@ class Slide:
         outs: Iterable[Pixels] | None = None,
         *,
         check: bool = True,
-    ) -> Iterator[Pixels]:
+    ) -> Generator[Pixels, None, None]:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
         channels, stacked = self._channels(view.level, optical_path, focal_plane)
-        rectangles = [region if isinstance(region, Rectangle) else rectangle(region) for region in regions]
+        rectangles = (region if isinstance(region, Rectangle) else rectangle(region) for region in regions)
         itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
         limit = self._options.max_region_bytes
-        for wish in rectangles if check else ():
-            check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
+        if check:
+            wishes = list(rectangles)
+            for wish in wishes:
+                check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
+            rectangles = iter(wishes)  # type: ignore[assignment]
         reader = self._running()
         reader.check_open()
         profile = None

@@ -34,10 +34,9 @@ _MANY_FRAMES = 1 << 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """What wakes a caller: an array is painted, its reader is being closed, or a tile will not come."""
+    """What wakes a caller: an array is painted or will not be, its reader is being closed, or a tile was abandoned."""
 
-    key: FrameKey | None = None
-    error: BaseException | None = None
+    abandoned: FrameKey | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +49,8 @@ class Job:
     """Rows of the plan whose tile has not come yet."""
     unpainted: int
     """Rows that are not painted yet."""
+    error: BaseException | None = None
+    """Why it will not be whole."""
     held: dict[int, Pixels] = field(default_factory=dict)
     """Tiles of a plan whose order of drawing matters, by row, until all are there."""
 
@@ -90,13 +91,19 @@ class Board:
 
     def tell(self, key: FrameKey, tile: Pixels | None, error: BaseException | None) -> None:
         """Take what became of a tile: paint it wherever it belongs, or let the caller know. From any thread."""
+        if isinstance(error, AbandonedError):
+            self.events.put(Event(abandoned=key))
+            return
         try:
             if tile is not None:
                 self.paint(key, tile)
                 return
         except BaseException as problem:  # noqa: BLE001  (it is the caller's, not this thread's)
             error = problem
-        self.events.put(Event(key, error))
+        with self._lock:
+            for job in self._wanted_by.pop(key, ()):
+                job.error = error
+        self.events.put(Event())
 
     def paint(self, key: FrameKey, tile: Pixels) -> None:
         """Paint a tile into all arrays that show it."""
@@ -213,17 +220,17 @@ class Stream:
 
     def _wait_for(self, job: Job) -> None:
         deadline = time.monotonic() + self._reader.options.deadline_seconds
-        while job.unpainted:
+        while job.unpainted and job.error is None:
             try:
                 event = self._board.events.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
                 raise self._late(job) from None
-            if event.key is None:
+            if event.abandoned is not None:
+                self._reclaim(event.abandoned)
+            else:
                 self._reader.check_open()
-            elif isinstance(event.error, AbandonedError):
-                self._reclaim(event.key)
-            elif event.error is not None:
-                raise event.error
+        if job.error is not None:
+            raise job.error
 
     def _late(self, job: Job) -> SourceTimeoutError:
         numbers = tuple(sorted(frame_index + 1 for _, frame_index in job.waiting))

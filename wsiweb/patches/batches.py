@@ -1,0 +1,75 @@
+"""Read a plan in batches, ahead of the consumer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from wsiweb.errors import WsiWebError
+from wsiweb.patches.values import PatchBatch, SkippedPatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from wsiweb.patches.plan import PatchPlan
+
+
+class Batches:
+    """An iterator over the batches of a plan; see ``PatchPlan.batches``. Closing it stops the work."""
+
+    def __init__(self, plan: PatchPlan, n: int, *, skip: bool) -> None:
+        self.skipped: list[SkippedPatch] = []
+        """Patches that could not be read, so far."""
+        self._plan = plan
+        self._n = n
+        self._skip = skip
+        self._pending: list[npt.NDArray[Any]] = []
+        self._done = 0
+        self._images = plan._images(self._targets(0))  # noqa: SLF001
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> PatchBatch:
+        plan, start = self._plan, self._done
+        if start >= len(plan):
+            raise StopIteration
+        stop = min(start + self._n, len(plan))
+        kept = [place - start for place in range(start, stop) if self._next(place, stop)]
+        self._done = stop
+        images = self._pending.pop(0)
+        if len(kept) == stop - start:
+            return plan._batch(slice(start, stop), images)  # noqa: SLF001
+        return plan._batch(np.array(kept, np.int64) + start, images[kept])  # noqa: SLF001
+
+    def _next(self, place: int, stop: int) -> bool:
+        """Read one patch into its place; False where it is skipped."""
+        try:
+            next(self._images)
+        except WsiWebError as error:
+            if not self._skip:
+                raise
+            self.skipped.append(SkippedPatch(int(self._plan.index[place]), error))
+            # What was read ahead is cached; begin again behind the patch.
+            current = self._pending[0]
+            rest = iter(current[len(current) - (stop - place) + 1 :])
+            self._pending[1:] = []
+            self._images = self._plan._rows(slice(place + 1, None))._images(self._targets(stop, rest))  # noqa: SLF001
+            return False
+        return True
+
+    def _targets(self, start: int, first: Iterator[npt.NDArray[Any]] | None = None) -> Iterator[npt.NDArray[Any]]:
+        """Yield the arrays that patches are read into: the rest of a batch, then those of the ones after it."""
+        yield from first or ()
+        for begin in range(start, len(self._plan), self._n):
+            rows = min(self._n, len(self._plan) - begin)
+            self._pending.append(np.empty((rows, *self._plan.shape), self._plan.dtype))
+            yield from self._pending[-1]
+
+    def close(self) -> None:
+        """Stop fetching and decoding ahead."""
+        self._done = len(self._plan)
+        self._images.close()

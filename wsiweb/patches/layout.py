@@ -1,0 +1,173 @@
+"""Where patches may lie: grids over regions of interest, and lists of points. Pure.
+
+A layout is a rule, not a table: positions are worked out for the rows that are asked for, so that a million patches
+cost little memory and pickle small.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiweb.errors import RegionError
+from wsiweb.geometry import Rectangle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wsiweb.regions import Region
+    from wsiweb.resolution import View
+
+Integers = npt.NDArray[np.int64]
+EDGES = ("drop", "pad", "shift")
+
+
+class Layout(Protocol):
+    """A rule for positions."""
+
+    def __len__(self) -> int: ...
+
+    def positions(self, index: Integers) -> tuple[Integers, Integers]:
+        """Return the left and the top edges of some patches, in pixels of the view."""
+        ...
+
+    def key(self) -> tuple[Any, ...]:
+        """Return plain values that say which layout it is, for fingerprints."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """Positions along one axis of one area."""
+
+    start: int
+    stride: int
+    count: int
+    last: int
+    """The last position; where the edge shifts, it is none of the others' stride."""
+
+    def at(self, place: Integers) -> Integers:
+        """Return positions by their places along the axis."""
+        return np.minimum(self.start + place * self.stride, self.last)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Grids over one or more areas, row by row, one area after the other."""
+
+    areas: tuple[tuple[Axis, Axis], ...]
+    """(x, y) axes of each."""
+
+    def __len__(self) -> int:
+        return sum(x.count * y.count for x, y in self.areas)
+
+    def positions(self, index: Integers) -> tuple[Integers, Integers]:
+        """Return the left and the top edges of some patches, in pixels of the view."""
+        starts = np.cumsum([0] + [x.count * y.count for x, y in self.areas])
+        area_of = np.searchsorted(starts, index, side="right") - 1
+        xs, ys = np.empty_like(index), np.empty_like(index)
+        for number, (x, y) in enumerate(self.areas):
+            mine = area_of == number if len(self.areas) > 1 else slice(None)
+            row, column = np.divmod(index[mine] - starts[number], max(x.count, 1))
+            xs[mine], ys[mine] = x.at(column), y.at(row)
+        return xs, ys
+
+    def key(self) -> tuple[Any, ...]:
+        """Return plain values that say which grid it is."""
+        return tuple((axis.start, axis.stride, axis.count, axis.last) for area in self.areas for axis in area)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Positions one by one."""
+
+    x: Integers
+    y: Integers
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def positions(self, index: Integers) -> tuple[Integers, Integers]:
+        """Return the left and the top edges of some patches, in pixels of the view."""
+        return self.x[index], self.y[index]
+
+    def key(self) -> tuple[Any, ...]:
+        """Return plain values that say which points they are."""
+        return (self.x.tobytes(), self.y.tobytes())
+
+
+def grid(areas: Sequence[Rectangle], size: tuple[int, int], stride: tuple[int, int], edge: str) -> Grid:
+    """Lay a grid over each area; ``edge`` says what becomes of what does not fit (see ``Slide.patches``)."""
+    if edge not in EDGES:
+        raise RegionError(f"edge is one of {', '.join(EDGES)}, not {edge!r}.")
+    return Grid(tuple(
+        (_axis(area.x, area.w, size[0], stride[0], edge), _axis(area.y, area.h, size[1], stride[1], edge))
+        for area in areas
+    ))  # fmt: skip
+
+
+def _axis(start: int, extent: int, size: int, stride: int, edge: str) -> Axis:
+    if edge == "drop":
+        count = (extent - size) // stride + 1 if extent >= size else 0
+    else:
+        count = -(-max(extent - size, 0) // stride) + 1
+    last = start + (count - 1) * stride
+    return Axis(start, stride, count, min(last, start + max(extent - size, 0)) if edge == "shift" else last)
+
+
+def pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """Return an integer, or a pair of them, as a pair of positive ones; else raise ``RegionError``."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        w, h = (operator.index(side) for side in both)
+    except (TypeError, ValueError):
+        raise RegionError(f"{name} is an integer or a pair of them, not {value!r}.") from None
+    if w < 1 or h < 1:
+        raise RegionError(f"{name} is at least 1, not {value!r}.")
+    return w, h
+
+
+def areas_of(view: View, roi: Region | Sequence[Region] | None) -> list[Rectangle]:
+    """Return regions of interest, given in level-0 pixels, in pixels of the view and clipped to it.
+
+    Raises
+    ------
+    RegionError
+        One is no rectangle, is empty, or shows nothing of the slide.
+    """
+    if roi is None:
+        return [view.bounds]
+    rectangles: list[Any] = list(roi)
+    if rectangles and np.ndim(rectangles[0]) == 0:
+        rectangles = [roi]
+    if not rectangles:
+        raise RegionError("roi is an empty list; give at least one (x, y, w, h), or None for the whole slide.")
+    return [_area(view, rectangle) for rectangle in rectangles]
+
+
+def _area(view: View, rectangle: Any) -> Rectangle:
+    try:
+        x, y, w, h = (operator.index(value) for value in rectangle)
+    except (TypeError, ValueError):
+        raise RegionError(f"An ROI is (x, y, w, h) in level-0 pixels, not {rectangle!r}.") from None
+    if w < 1 or h < 1:
+        raise RegionError(f"The ROI {rectangle!r} is empty: its width and height are at least 1.")
+    scale_x, scale_y = view.base_scale
+    left, top = round(x / scale_x), round(y / scale_y)
+    right, bottom = round((x + w) / scale_x), round((y + h) / scale_y)
+    if right <= left or bottom <= top:
+        raise RegionError(f"The ROI {rectangle!r} is less than a pixel of {view.name.lower()}.")
+    area = Rectangle(left, top, right - left, bottom - top).intersection(view.bounds)
+    if area.empty:
+        raise RegionError(f"The ROI {rectangle!r} lies outside of the slide.")
+    return area
+
+
+def to_base(positions: Integers, scale: float) -> Integers:
+    """Return positions of the view in pixels of level 0."""
+    rounded: Integers = np.rint(positions * scale).astype(np.int64)
+    return rounded

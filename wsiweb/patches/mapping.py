@@ -1,0 +1,120 @@
+"""Run a function over the batches of a plan, into a file that survives being killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.errors import RegionError, WsiWebError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from wsiweb.patches.plan import PatchPlan
+    from wsiweb.patches.values import PatchBatch
+
+
+def map_to_file(
+    plan: PatchPlan,
+    function: Callable[[PatchBatch], npt.ArrayLike],
+    out: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    resume: bool,
+    progress: bool | Callable[[int, int], None] | None,
+) -> npt.NDArray[Any]:
+    """Write ``function(batch)``, one row a patch, for all batches.
+
+    Rows go to a hidden file beside ``out``, and a journal notes how many are there; the final name appears with the
+    whole. Run again after a kill, it goes on behind the last batch that the journal knows: the file is the same as
+    that of one undisturbed run, where the function gives the same for the same batch.
+
+    Parameters
+    ----------
+    plan
+        Its order is that of the rows.
+    function
+        Gets a ``PatchBatch`` of up to ``batch_size``, returns an array ``(n, ...)`` of the same shape and dtype each
+        time.
+    out
+        Ends in ``.npy``.
+    resume
+        Whether to go on with what a run before has left; False begins anew.
+    progress
+        True shows a bar; a callable is given (patches done, patches in all).
+
+    Returns
+    -------
+    The rows, mapped from the file, read-only.
+
+    Raises
+    ------
+    WsiWebError
+        What is there belongs to another plan, or the function does not return rows as promised.
+    """
+    from wsiweb.export import progress_of  # noqa: PLC0415
+
+    path = Path(out)
+    if path.suffix != ".npy":
+        raise RegionError(f"The results go to a .npy file, not to {path.name!r}.")
+    part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
+    ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
+    state = _state(journal) if resume else None
+    if resume and state is None and path.exists():
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    if state is not None and {name: state.get(name) for name in ticket} != ticket:
+        raise WsiWebError(
+            f"{journal} belongs to another plan or batch size. Finish that one, or pass resume=False to begin anew."
+        )
+    done = 0 if state is None or not part.exists() else int(state["done"])
+    rows = np.load(part, mmap_mode="r+") if done else None
+    with progress_of(progress, len(plan), "patches") as report:
+        for batch in plan[done:].batches(batch_size):
+            values = np.asarray(function(batch))
+            if values.ndim == 0 or len(values) != len(batch):
+                raise WsiWebError(f"The function returned {values.shape} for a batch of {len(batch)} patches.")
+            if rows is None:
+                shape = (len(plan), *values.shape[1:])
+                rows = np.lib.format.open_memmap(part, mode="w+", dtype=values.dtype, shape=shape)
+            if values.shape[1:] != rows.shape[1:] or values.dtype != rows.dtype:
+                raise WsiWebError(
+                    f"The function returned {values.dtype} {values.shape[1:]} a patch, and before "
+                    f"{rows.dtype} {rows.shape[1:]}."
+                )
+            rows[done : done + len(values)] = values
+            rows.flush()
+            done += len(values)
+            _note(journal, {**ticket, "done": done})
+            report(done, len(plan))
+    if rows is None:
+        np.save(part.with_suffix(".npy"), np.zeros((0,)))
+        part.with_suffix(".npy").replace(part)
+    del rows
+    part.replace(path)
+    journal.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def _state(journal: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(journal.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise WsiWebError(f"{journal} is damaged; delete it to begin anew.") from error
+    return found if isinstance(found, dict) else None
+
+
+def _note(journal: Path, state: dict[str, Any]) -> None:
+    """Replace the journal at once: whoever reads it sees the old one or the new one."""
+    name = hashlib.blake2b(str(journal).encode(), digest_size=4).hexdigest()
+    temporary = journal.with_name(f"{journal.name}.{name}")
+    temporary.write_text(json.dumps(state))
+    temporary.replace(journal)

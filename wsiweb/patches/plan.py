@@ -1,0 +1,392 @@
+"""``PatchPlan``: which patches, in which order; data until it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import zlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiweb.errors import RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.patches import order
+from wsiweb.patches.batches import Batches
+from wsiweb.patches.cost import count_tiles
+from wsiweb.patches.layout import Integers, Layout, Points, to_base
+from wsiweb.patches.values import Floats, Patch, PatchBatch, PatchCost
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from wsiweb.patches.tissue import TissueMask
+    from wsiweb.resolution import View
+    from wsiweb.slide import Slide
+
+
+_CHUNK = 4096
+"""Rows that are turned into Python numbers at a time."""
+_MASK_CHUNK = 1 << 16
+_DRAWS = 200
+"""Rounds of drawing random places until there is tissue under enough of them."""
+_COMPRESSION = 10
+"""About what JPEG makes of tissue: the guess where no frame has been seen yet."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchPlan:
+    """Where patches are: data until read. ``plan[10]`` reads a patch, ``plan[10:20]`` is a plan.
+
+    Iterating, and ``batches``, fetch and decode ahead of the consumer within ``ReadOptions.readahead_bytes``.
+    """
+
+    slide: Slide
+    view: View
+    """The level, or virtual level, that is read."""
+    size: tuple[int, int]
+    """(w, h) of a patch in output pixels."""
+    stride: tuple[int, int]
+    """Of the grid, in output pixels."""
+    layout: Layout
+    index: Integers
+    """Place of each patch in the whole plan: the unshuffled, unsliced one."""
+    tissue: Floats
+    """Fraction of tissue of each; NaN without a mask."""
+    mask: TissueMask | None = None
+    min_tissue: float = 0.0
+    areas: tuple[Rectangle, ...] = ()
+    """That the grid covers, in pixels of the view."""
+
+    # What is known without reading -----------------------------------------------------------------
+
+    @property
+    def x(self) -> Integers:
+        """Left edges, in pixels of the view."""
+        return self.layout.positions(self.index)[0]
+
+    @property
+    def y(self) -> Integers:
+        """Top edges, in pixels of the view."""
+        return self.layout.positions(self.index)[1]
+
+    @property
+    def x_base(self) -> Integers:
+        """Left edges in pixels of level 0."""
+        return to_base(self.x, self.view.base_scale[0])
+
+    @property
+    def y_base(self) -> Integers:
+        """Top edges in pixels of level 0."""
+        return to_base(self.y, self.view.base_scale[1])
+
+    @property
+    def level(self) -> int:
+        """Index of the level that is read."""
+        return self.view.level.index
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) of the patches in µm a pixel."""
+        return self.view.mpp
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one patch: ``(h, w, 3)`` or ``(h, w)``."""
+        return (self.size[1], self.size[0], *self.view.level.shape[2:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the pixels."""
+        return self.view.level.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def cost(self) -> PatchCost:
+        """Return what reading the plan once costs. Nothing is fetched.
+
+        Frames are counted on the level's grid of tiles; levels with gaps or overlaps have fewer or more.
+        """
+        level, stats = self.view.level, self.slide.stats
+        frames = count_tiles(self.view, self.size, self._positions(_MASK_CHUNK))
+        raw = math.prod(level.tile_size) * math.prod(level.shape[2:]) * level.dtype.itemsize
+        each = stats.bytes / stats.frames if stats.frames else raw / _COMPRESSION
+        return PatchCost(len(self), frames, round(frames * each))
+
+    def fingerprint(self) -> str:
+        """Return what tells this plan from any other: of the slide, the resolution, the places and their order."""
+        view = self.view
+        known = (
+            self.slide.study_uid, self.slide.series_uid, view.level.index, view.level.size, view.scale, self.size,
+            self.layout.key(), len(self),
+        )  # fmt: skip
+        digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.index).astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
+
+    # Other plans ------------------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, key: int) -> Patch: ...
+    @overload
+    def __getitem__(self, key: slice) -> PatchPlan: ...
+    def __getitem__(self, key: int | slice) -> Patch | PatchPlan:
+        if isinstance(key, slice):
+            return self._rows(key)
+        return next(iter(self._rows(np.array([self._place(key)]))))
+
+    def take(self, places: Sequence[int] | Integers) -> PatchPlan:
+        """Return a plan of the patches at these places, in this order."""
+        return self._rows(np.array([self._place(place) for place in places], np.int64))
+
+    def _place(self, key: int) -> int:
+        place = operator.index(key)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"There is no patch {place}; the plan has {len(self)}.")
+        return place % len(self)
+
+    def _rows(self, rows: slice | Integers) -> PatchPlan:
+        return replace(self, index=self.index[rows], tissue=self.tissue[rows])
+
+    def shuffle(self, seed: int = 0, *, locality: int | Literal["auto"] | None = "auto") -> PatchPlan:
+        """Return the plan in random order, which the seed decides.
+
+        Parameters
+        ----------
+        seed
+            Equal seeds give equal orders.
+        locality
+            "auto" shuffles blocks of neighbours, and patches within a few blocks at a time: an epoch then fetches
+            little more than one that is read row by row. An integer is the side of a block in patches. None is a
+            true shuffle, which fetches frames up to 26 times as often.
+        """
+        return self._rows(order.shuffled(self._blocks(locality), len(self), seed))
+
+    def shard(self, number: int, count: int) -> PatchPlan:
+        """Return part ``number`` (from 0) of ``count``: every patch is in one of them, neighbours in the same.
+
+        The order stays. Parts are of about equal size; frames are shared only along their borders.
+
+        Raises
+        ------
+        RegionError
+            There is no such part.
+        """
+        x, y = self.layout.positions(self.index)
+        side = self._block_pixels(None)
+        return self._rows(order.shard(x, y, side, operator.index(number), operator.index(count)))
+
+    def _blocks(self, locality: int | Literal["auto"] | None) -> Integers | None:
+        if locality is None:
+            return None
+        if locality != "auto" and operator.index(locality) < 1:
+            raise RegionError(f'locality is "auto", None or a number of patches, not {locality!r}.')
+        x, y = self.layout.positions(self.index)
+        return order.blocks(x, y, *self._block_pixels(None if locality == "auto" else operator.index(locality)))
+
+    def _block_pixels(self, side: int | None) -> tuple[int, int]:
+        """Return the (width, height) of a block in pixels of the view."""
+        sizes = []
+        for axis in (0, 1):
+            tile = self.view.level.tile_size[axis] / self.view.scale[axis]
+            stride = self.stride[axis]
+            sizes.append((order.block_side(stride, tile) if side is None else side) * stride)
+        return sizes[0], sizes[1]
+
+    def at(self, xy: Any, *, centre: bool = False) -> PatchPlan:
+        """Return a plan of patches of this size and resolution at given points.
+
+        Parameters
+        ----------
+        xy
+            ``(n, 2)``: left top corners in pixels of level 0.
+        centre
+            Whether the points are the patches' centres instead.
+
+        Raises
+        ------
+        RegionError
+            The points are no such array, or a patch would show nothing of the slide.
+        """
+        points = np.asarray(xy, np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise RegionError(f"Points are an array (n, 2) of x, y in level-0 pixels, not of shape {points.shape}.")
+        places = points / np.array(self.view.base_scale) - (np.array(self.size) / 2 if centre else 0)
+        corners = np.rint(places).astype(np.int64)
+        x, y = corners[:, 0].copy(), corners[:, 1].copy()
+        shown = (x < self.view.width) & (y < self.view.height) & (x > -self.size[0]) & (y > -self.size[1])
+        if not shown.all():
+            first = int(np.flatnonzero(~shown)[0])
+            raise RegionError(f"Point {first}, {points[first].tolist()}, shows nothing of the slide.")
+        return self._of_points(x, y)
+
+    def random(self, n: int, seed: int = 0) -> PatchPlan:
+        """Return a plan of ``n`` patches at random places within the plan's areas, off the grid.
+
+        With a mask, each shows at least ``min_tissue``.
+
+        Raises
+        ------
+        RegionError
+            The areas have no room for a patch, or no such tissue was found.
+        """
+        n = operator.index(n)
+        w, h = self.size
+        areas = [area for area in self.areas if area.w >= w and area.h >= h]
+        if n < 0 or not areas:
+            raise RegionError(f"There is no room for {n} patches of {w} x {h} pixels in the plan's areas.")
+        random = np.random.default_rng(seed)
+        room = np.array([[area.x, area.y, area.w - w + 1, area.h - h + 1] for area in areas])
+        weights = room[:, 2] * room[:, 3] / (room[:, 2] * room[:, 3]).sum()
+        found_x, found_y, found = [], [], 0
+        for _ in range(_DRAWS):
+            mine = room[random.choice(len(room), size=2 * n + 16, p=weights)]
+            x, y = (
+                random.integers(mine[:, 0], mine[:, 0] + mine[:, 2]),
+                random.integers(mine[:, 1], mine[:, 1] + mine[:, 3]),
+            )
+            if self.mask is not None:
+                enough = self._fractions(x, y) >= self.min_tissue - 1e-9
+                x, y = x[enough], y[enough]
+            found_x.append(x)
+            found_y.append(y)
+            found += len(x)
+            if found >= n:
+                return self._of_points(np.concatenate(found_x)[:n], np.concatenate(found_y)[:n])
+        raise RegionError(f"Only {found} places with at least {self.min_tissue:g} tissue were found, not {n}.")
+
+    def _of_points(self, x: Integers, y: Integers) -> PatchPlan:
+        tissue = np.full(len(x), np.nan) if self.mask is None else self._fractions(x, y)
+        return replace(self, layout=Points(x, y), index=np.arange(len(x), dtype=np.int64), tissue=tissue)
+
+    def _fractions(self, x: Integers, y: Integers) -> Floats:
+        assert self.mask is not None  # noqa: S101  (its callers asked)
+        scale_x, scale_y = self.view.base_scale
+        return self.mask.fractions(x * scale_x, y * scale_y, self.size[0] * scale_x, self.size[1] * scale_y)
+
+    def masked(self, mask: TissueMask, min_tissue: float) -> PatchPlan:
+        """Return the patches that show at least so much tissue, with their fractions."""
+        tissue = np.empty(len(self))
+        for start in range(0, len(self), _MASK_CHUNK):
+            rows = slice(start, start + _MASK_CHUNK)
+            tissue[rows] = replace(self, mask=mask)._fractions(*self.layout.positions(self.index[rows]))  # noqa: SLF001
+        enough = tissue >= min_tissue - 1e-9
+        return replace(self, index=self.index[enough], tissue=tissue[enough], mask=mask, min_tissue=min_tissue)
+
+    # Reading ----------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Patch]:
+        images = self._images(None)
+        for start in range(0, len(self), _CHUNK):
+            part = self._rows(slice(start, start + _CHUNK))
+            columns = (part.x, part.y, part.x_base, part.y_base, part.index, part.tissue)
+            for x, y, x_base, y_base, index, tissue in zip(*(column.tolist() for column in columns), strict=True):
+                yield Patch(next(images), x, y, x_base, y_base, self.level, self.mpp, index, tissue)
+
+    def read(self, places: Sequence[int] | Integers) -> PatchBatch:
+        """Read the patches at these places as one batch; their frames are fetched together."""
+        return next(iter(self.take(places).batches(max(len(places), 1))), self._batch(slice(0, 0)))
+
+    def batches(self, n: int, *, on_error: Literal["raise", "skip"] = "raise") -> Batches:
+        """Iterate over batches of ``n`` patches; the last may be smaller.
+
+        Parameters
+        ----------
+        on_error
+            "skip" leaves out patches that cannot be read, and lists them in the iterator's ``skipped``.
+
+        Raises
+        ------
+        RegionError
+            ``n`` is below 1.
+        """
+        n = operator.index(n)
+        if n < 1:
+            raise RegionError(f"A batch has at least one patch, not {n}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error is "raise" or "skip", not {on_error!r}.')
+        return Batches(self, n, skip=on_error == "skip")
+
+    def map(
+        self,
+        function: Callable[[PatchBatch], npt.ArrayLike],
+        out: str | os.PathLike[str],
+        *,
+        batch_size: int = 64,
+        resume: bool = True,
+        progress: bool | Callable[[int, int], None] | None = None,
+    ) -> npt.NDArray[Any]:
+        """Run a function over batches, into a ``.npy`` file of one row a patch; see ``mapping.map_to_file``.
+
+        A run that was killed goes on where it was, to the same file as if it had not been.
+        """
+        from wsiweb.patches.mapping import map_to_file  # noqa: PLC0415
+
+        return map_to_file(self, function, out, batch_size=batch_size, resume=resume, progress=progress)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan: ``.npz``, ``.parquet`` or ``.h5`` (CLAM, TRIDENT); see ``wsiweb.patches.load``."""
+        from wsiweb.patches.storage import save  # noqa: PLC0415
+
+        save(self, path)
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame of index, x, y, x_base, y_base and tissue. Needs pandas."""
+        from wsiweb.patches.storage import to_pandas  # noqa: PLC0415
+
+        return to_pandas(self)
+
+    def plot(self, axes: Any = None, *, max_size: int = 1024) -> Any:
+        """Draw thumbnail, mask and grid, and return the matplotlib axes. Needs matplotlib (``wsiweb[plot]``)."""
+        from wsiweb.patches.plot import plot  # noqa: PLC0415
+
+        return plot(self, axes, max_size=max_size)
+
+    def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> Generator[npt.NDArray[Any], None, None]:
+        return self.slide._read(self.view, self._rectangles(), None, None, None, outs, check=False)  # noqa: SLF001
+
+    def _positions(self, chunk: int) -> Iterator[tuple[Integers, Integers]]:
+        for start in range(0, len(self), chunk):
+            yield self.layout.positions(self.index[start : start + chunk])
+
+    def _rectangles(self) -> Iterator[Rectangle]:
+        w, h = self.size
+        for x, y in self._positions(_CHUNK):
+            for left, top in zip(x.tolist(), y.tolist(), strict=True):
+                yield Rectangle(left, top, w, h)
+
+    def _batch(self, rows: slice | Integers, images: npt.NDArray[Any] | None = None) -> PatchBatch:
+        part = self._rows(rows)
+        x, y = self.layout.positions(part.index)
+        scale_x, scale_y = self.view.base_scale
+        if images is None:
+            images = np.empty((len(part), *self.shape), self.dtype)
+        return PatchBatch(
+            images, x, y, to_base(x, scale_x), to_base(y, scale_y), self.level, self.mpp, part.index.copy(),
+            part.tissue.copy(),
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.__slots__}
+        steps = np.diff(self.index, prepend=np.int64(0)).astype("<i8")
+        state["index"] = zlib.compress(steps.tobytes(), 6)  # mostly ones
+        if self.mask is None:
+            state["tissue"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        steps = np.frombuffer(zlib.decompress(state["index"]), "<i8")
+        state["index"] = np.cumsum(steps, dtype=np.int64)
+        if state["tissue"] is None:
+            state["tissue"] = np.full(len(steps), np.nan)
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        resolution = f"{self.mpp[0]:g} µm/px" if self.mpp else f"level {self.level}"
+        return f"<{len(self)} patches of {self.size[0]} x {self.size[1]} px at {resolution}>"

@@ -1,0 +1,98 @@
+"""Write plans to files: npz and parquet of our own, and the coordinates of CLAM and TRIDENT (HDF5)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.errors import MetadataError, RegionError
+
+if TYPE_CHECKING:
+    import os
+
+    from wsiweb.patches.plan import PatchPlan
+
+FORMAT = 1
+_SUFFIXES = (".npz", ".parquet", ".h5", ".hdf5")
+
+
+def save(plan: PatchPlan, path: str | os.PathLike[str]) -> None:
+    """Write a plan; the suffix says how. No credentials are in the file, and no pixels."""
+    path = Path(path)
+    suffix = suffix_of(path)
+    if suffix == ".npz":
+        columns = _columns(plan)
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, description=np.array(json.dumps(_description(plan))), **columns)
+    elif suffix == ".parquet":
+        frame = to_pandas(plan)
+        frame.attrs["wsiweb"] = json.dumps(_description(plan))
+        frame.to_parquet(path, index=False)
+    else:
+        _save_h5(plan, path)
+
+
+def to_pandas(plan: PatchPlan) -> Any:
+    """Return a DataFrame of one row a patch."""
+    return pandas().DataFrame(_columns(plan))
+
+
+def _columns(plan: PatchPlan) -> dict[str, Any]:
+    return {
+        "index": plan.index, "x": plan.x, "y": plan.y, "x_base": plan.x_base, "y_base": plan.y_base,
+        "tissue": plan.tissue,
+    }  # fmt: skip
+
+
+def _description(plan: PatchPlan) -> dict[str, Any]:
+    level = plan.view.level
+    return {
+        "format": FORMAT, "study_uid": plan.slide.study_uid, "series_uid": plan.slide.series_uid,
+        "level": level.index, "level_size": level.size, "scale": plan.view.scale, "mpp": plan.mpp,
+        "view_size": (plan.view.width, plan.view.height), "size": plan.size, "stride": plan.stride,
+        "min_tissue": plan.min_tissue,
+    }  # fmt: skip
+
+
+def _save_h5(plan: PatchPlan, path: Path) -> None:
+    """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads."""
+    base_scale = plan.view.base_scale
+    with h5py().File(path, "w") as file:
+        coords = file.create_dataset("coords", data=np.stack([plan.x_base, plan.y_base], axis=1))
+        coords.attrs["patch_size"] = plan.size[0]
+        coords.attrs["patch_level"] = plan.level
+        coords.attrs["patch_size_level0"] = round(plan.size[0] * base_scale[0])
+        coords.attrs["downsample"] = np.array(base_scale)
+        coords.attrs["level_dim"] = np.array(plan.view.level.size)
+        coords.attrs["overlap"] = max(plan.size[0] - plan.stride[0], 0)
+        coords.attrs["name"] = plan.slide.series_uid
+        coords.attrs["level0_width"], coords.attrs["level0_height"] = plan.slide.size
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix of a file that plans are kept in."""
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise RegionError(f"A plan is kept as {', '.join(_SUFFIXES)}; {path.name!r} is none of them.")
+    return suffix
+
+
+def pandas() -> Any:
+    """Import pandas, or say how to get it."""
+    try:
+        import pandas as pd  # noqa: PLC0415
+    except ImportError as error:
+        raise MetadataError("This needs pandas: pip install 'wsiweb[pandas]'.") from error
+    return pd
+
+
+def h5py() -> Any:
+    """Import h5py, or say how to get it."""
+    try:
+        import h5py as found  # noqa: PLC0415
+    except ImportError as error:
+        raise MetadataError("This needs h5py: pip install 'wsiweb[h5]'.") from error
+    return found

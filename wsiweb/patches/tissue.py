@@ -1,0 +1,195 @@
+"""Where there is tissue, and how much of it a patch shows. Pure.
+
+A mask is a boolean array of any scale that spans level 0. Fractions come from its summed-area table, which is exact
+for patches that begin and end within mask pixels, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiweb.errors import RegionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Mask = npt.NDArray[np.bool_]
+    Floats = npt.NDArray[np.floating[Any]]
+
+POLYGON_SIDE = 4096
+"""Longer side of the mask that polygons are drawn into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Otsu:
+    """Finds tissue by its colour: HSV saturation after a median blur, above Otsu's threshold. Holes are not filled.
+
+    Monochrome images are taken by their brightness.
+    """
+
+    threshold: int | None = None
+    """Saturation (0 to 255) above which there is tissue; None finds it. Pale stains need a lower one."""
+    blur: int = 7
+    """Side of the median filter in pixels of the thumbnail, odd; 1 leaves it out."""
+
+    def __call__(self, image: npt.NDArray[Any]) -> Mask:
+        """Return where the image, ``(h, w, 3)`` uint8 or ``(h, w)``, shows tissue."""
+        from PIL import Image, ImageFilter  # noqa: PLC0415
+
+        if self.blur < 1 or self.blur % 2 == 0:
+            raise RegionError(f"blur is an odd number of pixels, not {self.blur}.")
+        values = Image.fromarray(_saturation(image) if image.ndim == 3 else _eight_bits(image))
+        blurred = np.asarray(values.filter(ImageFilter.MedianFilter(self.blur)))
+        threshold = otsu_threshold(blurred) if self.threshold is None else self.threshold
+        found: Mask = blurred > threshold
+        return found
+
+
+def _saturation(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    most = image.max(axis=2).astype(np.uint16)
+    spread = most - image.min(axis=2)
+    saturation: npt.NDArray[np.uint8] = (spread * np.uint16(255) // np.maximum(most, 1)).astype(np.uint8)
+    return saturation
+
+
+def _eight_bits(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    return (image.astype(np.float64) * (255 / max(int(image.max(initial=1)), 1))).astype(np.uint8)
+
+
+def otsu_threshold(values: npt.NDArray[np.uint8]) -> int:
+    """Return the value that best splits a histogram of two humps: what is above it is the brighter one."""
+    counts = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * np.arange(256))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = sums / below - (sums[-1] - sums) / above
+        between = below * above * distance**2
+    best = np.nan_to_num(between, nan=-1.0)
+    # Of equally good ones the middle: an empty valley has no better side.
+    return int(np.flatnonzero(best == best.max()).mean()) if best.max() > 0 else 255
+
+
+class TissueMask:
+    """A mask that spans level 0, ready to measure patches.
+
+    Parameters
+    ----------
+    mask
+        Boolean, ``(h, w)``.
+    base_size
+        (w, h) of level 0.
+    """
+
+    def __init__(self, mask: Mask, base_size: tuple[int, int]) -> None:
+        if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
+            raise RegionError(f"A mask is a boolean array (h, w) that spans level 0, not {mask.dtype} {mask.shape}.")
+        self.mask = mask
+        self.base_size = base_size
+        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
+        np.cumsum(np.cumsum(mask, axis=0, dtype=np.int64), axis=1, out=self._sums[1:, 1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"bits": np.packbits(self.mask), "shape": self.mask.shape, "base_size": self.base_size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        h, w = state["shape"]
+        mask = np.unpackbits(state["bits"], count=h * w).reshape(h, w).astype(np.bool_)
+        self.__init__(mask, state["base_size"])  # type: ignore[misc]
+
+    def fractions(self, x: Floats, y: Floats, w: float, h: float) -> Floats:
+        """Return how much of each patch is tissue; what lies outside of the slide is none.
+
+        Parameters
+        ----------
+        x, y
+            Left and top edges, in pixels of level 0; may lie between pixels.
+        w, h
+            Size of all patches, in pixels of level 0.
+        """
+        scale_x = self.mask.shape[1] / self.base_size[0]
+        scale_y = self.mask.shape[0] / self.base_size[1]
+        left, right = x * scale_x, (x + w) * scale_x
+        top, bottom = y * scale_y, (y + h) * scale_y
+        inside = self._sum(right, bottom) - self._sum(left, bottom) - self._sum(right, top) + self._sum(left, top)
+        fractions: Floats = np.clip(inside / (w * scale_x * h * scale_y), 0.0, 1.0)
+        return fractions
+
+    def _sum(self, x: Floats, y: Floats) -> Floats:
+        """Return the tissue above and left of points: between pixels, the table is bilinear."""
+        x = np.clip(x, 0, self.mask.shape[1])
+        y = np.clip(y, 0, self.mask.shape[0])
+        column = np.minimum(x.astype(np.int64), self.mask.shape[1] - 1)
+        row = np.minimum(y.astype(np.int64), self.mask.shape[0] - 1)
+        fx, fy = x - column, y - row
+        sums = self._sums
+        upper = sums[row, column] * (1 - fx) + sums[row, column + 1] * fx
+        lower = sums[row + 1, column] * (1 - fx) + sums[row + 1, column + 1] * fx
+        found: Floats = upper * (1 - fy) + lower * fy
+        return found
+
+
+def make_mask(mask: Any, base_size: tuple[int, int], thumbnail: Callable[[], npt.NDArray[Any]]) -> TissueMask:
+    """Return what ``mask=`` of ``Slide.patches`` means.
+
+    Raises
+    ------
+    RegionError
+        It is nothing that can be a mask.
+    """
+    if isinstance(mask, str):
+        if mask != "otsu":
+            raise RegionError(f'mask is "otsu", a boolean array, a callable or polygons, not {mask!r}.')
+        mask = Otsu()
+    if callable(mask):
+        mask = np.asarray(mask(thumbnail()))
+    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
+        return TissueMask(mask, base_size)
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.shape[1] != 2:
+        raise RegionError(f"A mask is a boolean array, not {mask.dtype}; write mask > 0, say.")
+    return TissueMask(_drawn(_rings(mask), base_size), base_size)
+
+
+def _rings(mask: Any) -> list[npt.NDArray[np.float64]]:
+    """Return polygons as arrays of points: of arrays, lists of points, or shapely's objects."""
+    if hasattr(mask, "geoms"):
+        return [ring for part in mask.geoms for ring in _rings(part)]
+    if hasattr(mask, "exterior"):
+        return [np.asarray(mask.exterior.coords, np.float64)[:, :2]]
+    try:
+        one = np.asarray(mask, np.float64)
+    except (TypeError, ValueError):
+        one = np.zeros(0)
+    if one.ndim == 2 and one.shape[1] == 2 and len(one) >= 3:
+        return [one]
+    polygons = [] if isinstance(mask, np.ndarray) and mask.ndim < 3 else _items(mask)
+    if not polygons:
+        raise RegionError(f"A polygon is at least three (x, y) in level-0 pixels, not {mask!r:.80}.")
+    return [ring for polygon in polygons for ring in _rings(polygon)]
+
+
+def _items(mask: Any) -> list[Any]:
+    if isinstance(mask, (int, float)) or not hasattr(mask, "__iter__"):
+        return []
+    items = list(mask)
+    return items if items and all(np.ndim(item) == 2 or hasattr(item, "exterior") for item in items) else []
+
+
+def _drawn(polygons: Iterable[npt.NDArray[np.float64]], base_size: tuple[int, int]) -> Mask:
+    """Draw polygons; a pixel of the mask is inside where its centre is, about."""
+    from PIL import Image, ImageDraw  # noqa: PLC0415
+
+    factor = min(1.0, POLYGON_SIDE / max(base_size))
+    size = tuple(max(round(side * factor), 1) for side in base_size)
+    image = Image.new("1", (size[0], size[1]))
+    draw = ImageDraw.Draw(image)
+    scale = np.array([size[0] / base_size[0], size[1] / base_size[1]])
+    for polygon in polygons:
+        draw.polygon([tuple(point) for point in (polygon * scale - 0.5).tolist()], fill=1)
+    return np.asarray(image, np.bool_)
