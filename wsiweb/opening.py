@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from wsiweb.options import ReadOptions
     from wsiweb.sources.base import FrameSource, JsonDataset
+    from wsiweb.sources.http import Service
 
 logger = logging.getLogger("wsiweb")
 
@@ -98,13 +99,28 @@ def _web_source(
     connection: Connection,
     options: ReadOptions,
 ) -> FrameSource:
+    _, _, study, series = split_series_url(url)
+    service = service_at(url, connection, options)
+    return _service_source(service, study_uid or study, series_uids or series, options)
+
+
+def service_at(url: str, connection: Connection, options: ReadOptions) -> Service:
+    """Return the service that a URL (of its root, of a study or of a series) lies in; makes no request.
+
+    Raises
+    ------
+    SlideNotFoundError
+        It is no such URL.
+    AuthenticationError
+        ``auth`` is nothing that can be sent.
+    """
     from dicomweb_client import DICOMwebClient  # noqa: PLC0415
     from requests import Session  # noqa: PLC0415
     from requests.structures import CaseInsensitiveDict  # noqa: PLC0415
 
-    from wsiweb.sources.http import TokenAuth  # noqa: PLC0415
+    from wsiweb.sources.http import Service, TokenAuth  # noqa: PLC0415
 
-    base_url, user_password, study, series = split_series_url(url)
+    base_url, user_password, study, _ = split_series_url(url)
     if connection.wado_url_prefix and study is not None:
         base_url = base_url.removesuffix(f"/{connection.wado_url_prefix.strip('/')}")
     session = connection.session or Session()
@@ -139,7 +155,7 @@ def _web_source(
         )
     except ValueError as error:
         raise SlideNotFoundError(f"{base_url!r} is no URL of a DICOMweb service: {error}.") from error
-    return _service_source(client, study_uid or study, series_uids or series, options)
+    return Service(client, connections=options.max_connections, timeout_seconds=options.timeout_seconds)
 
 
 def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
@@ -181,6 +197,7 @@ def _client_source(
     from dicomweb_client import DICOMwebClient  # noqa: PLC0415
 
     from wsiweb.sources.client import ClientSource  # noqa: PLC0415
+    from wsiweb.sources.http import Service  # noqa: PLC0415
 
     if not callable(getattr(client, "retrieve_instance_frames", None)):
         raise SlideNotFoundError(
@@ -196,22 +213,21 @@ def _client_source(
         and isinstance(getattr(client, "_session", None), requests.Session)
     )
     if plain:
-        return _service_source(client, study_uid, series_uids, options)
+        service = Service(client, connections=options.max_connections, timeout_seconds=options.timeout_seconds)
+        return _service_source(service, study_uid, series_uids, options)
     if study_uid is None or not series_uids:
         raise SlideNotFoundError("This client needs study_uid= and series_uid=.")
     return ClientSource(client, study_uid, series_uids)
 
 
 def _service_source(
-    client: Any,
+    service: Service,
     study_uid: str | None,
     series_uids: tuple[str, ...],
     options: ReadOptions,
 ) -> FrameSource:
-    from wsiweb.sources.http import Service  # noqa: PLC0415
     from wsiweb.sources.web import WebSource  # noqa: PLC0415
 
-    service = Service(client, connections=options.max_connections, timeout_seconds=options.timeout_seconds)
     source = WebSource(service, study_uid or "", series_uids, options)
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(
@@ -236,7 +252,9 @@ def _service_source(
     return source
 
 
-def instances_of(source: FrameSource, *, photometric: str | None) -> tuple[list[Instance], list[JsonDataset]]:
+def instances_of(
+    source: FrameSource, *, photometric: str | None, report: Callable[[str], None] = report
+) -> tuple[list[Instance], list[JsonDataset]]:
     """Ask for the metadata; return the whole-slide instances and their datasets.
 
     A malformed instance is reported and left out.
