@@ -27,6 +27,13 @@ LAYERS = {
         ("demo.texture",),
         ("demo",),
     ),
+    "doctor": (
+        ("doctor",),
+        ("doctor.examination", "doctor.screen"),
+        ("doctor.frames", "doctor.service", "doctor.slide"),
+        ("doctor.wire",),
+        ("doctor.report",),
+    ),
     "server": (
         ("server",),
         ("server.http",),
@@ -81,7 +88,7 @@ FOREIGN = {
     "cachetools": ("cache", "server.index"),
     "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "server.rendered"),
     "typer": ("cli",),
-    "rich": ("cli", "demo.tour", "export"),
+    "rich": ("cli", "demo.tour", "doctor.screen", "export"),
 }
 """Which modules import a library when they run; nobody else may."""
 

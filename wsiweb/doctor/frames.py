@@ -1,0 +1,302 @@
+"""The checks of frames: singly, in lists, in every form, and what they cost."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from wsiweb import transfer_syntaxes
+from wsiweb.codecs import decode
+from wsiweb.codestream import Coding, inspect
+from wsiweb.doctor.report import Check
+from wsiweb.doctor.wire import must_succeed
+from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
+from wsiweb.sources import accept as forms
+from wsiweb.sources.answers import frames_in
+from wsiweb.sources.base import Cancellation, FrameBatch
+from wsiweb.sources.multipart import MultipartParser, parse_content_type
+from wsiweb.sources.retry import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wsiweb.doctor.report import Figure
+    from wsiweb.doctor.wire import Exchange, WatchedService
+    from wsiweb.metadata import Instance
+    from wsiweb.reader import Reader
+    from wsiweb.sources.base import EncodedFrame
+
+LIST_FRAMES = 4
+BATCH_FRAMES = 16
+"""At most, in the measurement of throughput."""
+AT_ONCE = 4
+LATENCY_REQUESTS = 3
+PARALLEL_PAYS_FROM = 1.3
+DEAR_SECONDS = 1.0
+_MEDIA_TYPES = {
+    Coding.JPEG: ("image/jpeg",),
+    Coding.JPEG_LOSSLESS: ("image/jpeg",),
+    Coding.JPEG_LS: ("image/jls",),
+    Coding.JPEG_2000: ("image/jp2", "image/jphc"),
+    Coding.JPEG_XL: ("image/jxl",),
+}
+_RLE = "image/dicom-rle"
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """A frame that came by itself."""
+
+    check: Check
+    readable: bool = False
+    """Whether it came and could be decoded."""
+    transfer_syntax_uid: str | None = None
+    """As stored, as far as that is known now."""
+    accept: str | None = None
+    """What brought it."""
+
+
+class Subject:
+    """An instance whose frames are asked for, and which of them.
+
+    Frames are taken from the middle of the instance, where there is tissue, each once as long as there are any.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        count = instance.number_of_frames
+        outward = sorted(
+            range(max(count // 2 - 500, 0), min(count // 2 + 500, count)), key=lambda n: abs(n - count // 2)
+        )
+        self.instance = instance
+        self._numbers = itertools.cycle([frame_index + 1 for frame_index in outward])
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """Return so many frame numbers, rising, or fewer where the instance has not as many."""
+        return tuple(sorted({next(self._numbers) for _ in range(count)}))
+
+    def batch(self, count: int) -> FrameBatch:
+        """Return a request for so many frames, as reading makes it."""
+        instance = self.instance
+        return FrameBatch(
+            instance.address, self.take(count), instance.transfer_syntax_uid, instance.uncompressed_frame_bytes
+        )
+
+    def url(self, service: WatchedService, numbers: Sequence[int]) -> str:
+        """Return the address of frames."""
+        address = self.instance.address
+        return (
+            f"{service.wado_url}/studies/{address.study_uid}/series/{address.series_uid}"
+            f"/instances/{address.instance_uid}/frames/{','.join(map(str, numbers))}"
+        )
+
+
+def nature_of(frame: EncodedFrame, instance: Instance, stored: str | None) -> str:
+    """Say whether a frame came as it is stored: "as stored", "decompressed" or "transcoded"."""
+    stream = inspect(frame.data)
+    media_type = transfer_syntaxes.media_type(stored) if stored else None
+    if stream is None:
+        raw_bytes = instance.uncompressed_frame_bytes
+        rle = _RLE in (frame.media_type, media_type)
+        return "decompressed" if raw_bytes is not None and not rle and len(frame.data) >= raw_bytes else "as stored"
+    if stored and (media_type not in _MEDIA_TYPES[stream.coding] or frame.transfer_syntax_uid not in (stored, None)):
+        return "transcoded"
+    if stored is None and instance.pixels.lossy and stream.coding is Coding.JPEG_LOSSLESS:
+        return "transcoded"
+    return "as stored"
+
+
+def check_single(reader: Reader, service: WatchedService, subject: Subject) -> Single:
+    """Fetch one frame as reading does, and decode it."""
+    instance, before = subject.instance, len(service.exchanges)
+    try:
+        (frame,) = reader.source.fetch(subject.batch(1), Cancellation())
+    except WsiWebError as error:
+        return Single(Check("single frames", "failed", str(error)))
+    attempts = service.exchanges[before:]
+    stream = inspect(frame.data)
+    stored = instance.transfer_syntax_uid or (frame.transfer_syntax_uid if stream else None)
+    nature = nature_of(frame, instance, instance.transfer_syntax_uid)
+    coding = stream.coding.value if stream else "raw pixels"
+    figures: dict[str, Figure] = {
+        "nature": nature, "coding": coding, "bytes": len(frame.data), "requests": len(attempts),
+        "milliseconds": round(attempts[-1].seconds * 1000, 3), "accept": attempts[-1].accept,
+    }  # fmt: skip
+    finding = f"{nature} ({coding}), {_size(len(frame.data))}, {attempts[-1].seconds * 1000:.0f} ms"
+    if len(attempts) > 1:
+        finding += f", at the {_ordinal(len(attempts))} attempt ({_refusals(attempts[:-1])})"
+    try:
+        pixels = decode(frame, instance.pixels, transfer_syntax_uid=instance.transfer_syntax_uid, visible=(1, 1))
+    except (DecodeError, UnsupportedError) as error:
+        return Single(Check("single frames", "failed", f"{finding}; not decoded: {error}", "", figures))
+    finding += f"; decoded to {pixels.shape[1]} x {pixels.shape[0]} px"
+    advice = "" if nature == "as stored" else (
+        "The service changes frames before it sends them: larger answers, slower, and perhaps not what was scanned."
+    )  # fmt: skip
+    check = Check("single frames", "warning" if advice else "ok", finding, advice, figures)
+    return Single(check, readable=True, transfer_syntax_uid=stored, accept=attempts[-1].accept)
+
+
+def check_list(service: WatchedService, subject: Subject, accept: str) -> Check:
+    """Ask for a few frames by one request, and look at how they come."""
+    name, advice = "frame lists", "Frames go one by one here; ReadOptions(frames_per_request=1) saves the attempt."
+    numbers = subject.take(LIST_FRAMES)
+    if len(numbers) < 2:
+        return Check(name, "skipped", "The slide has a single frame.")
+    try:
+        with service.get(subject.url(service, numbers), accept) as answer:
+            must_succeed(answer)
+            media_type, parameters = parse_content_type(answer.content_type)
+            if not media_type.startswith("multipart/"):
+                return Check(name, "warning", f"{len(numbers)} asked for, one came, without multipart", advice)
+            parser = MultipartParser(parameters.get("boundary"))
+            parts = [part for chunk in answer.chunks for part in parser.feed(chunk)]
+    except RefusedError as error:
+        said = f" ({error.said:.120})" if error.said else ""
+        return Check(name, "warning", f"refused: {error.status}{said}", advice, {"status": error.status})
+    except WsiWebError as error:
+        return Check(name, "warning", str(error), advice)
+    named = sum("content-location" in part.headers for part in parts)
+    figures: dict[str, Figure] = {
+        "asked": len(numbers), "came": len(parts), "named": named, "closed": parser.finished,
+        "milliseconds": round(service.exchanges[-1].seconds * 1000, 3),
+    }  # fmt: skip
+    naming = "named by Content-Location" if named == len(parts) else "not named, taken in order"
+    closing = "closed by a delimiter" if parser.finished else "without a closing delimiter"
+    finding = f"{len(parts)} of {len(numbers)} came, {naming}, {closing}, {service.exchanges[-1].seconds * 1000:.0f} ms"
+    if len(parts) == len(numbers) and parser.finished:
+        return Check(name, "ok", finding, figures=figures)
+    return Check(name, "warning", finding, "What is missing is asked for again, which costs requests.", figures)
+
+
+def check_media_types(service: WatchedService, subject: Subject, stored: str | None) -> Check:
+    """Ask for one frame in every form that reading knows."""
+    instance = subject.instance
+    figures: dict[str, Figure] = {}
+    said = []
+    for form in forms.variants(stored, 1):
+        number = subject.take(1)
+        try:
+            with service.get(subject.url(service, number), form) as answer:
+                must_succeed(answer)
+                (frame,) = frames_in(answer, number)
+            result = nature_of(frame, instance, stored)
+        except RefusedError as error:
+            result = str(error.status)
+        except WsiWebError as error:
+            result = f"failed ({type(error).__name__})"
+        figures[form] = result
+        said.append(f"{_label(form)}: {result}")
+    results = set(figures.values())
+    finding = "; ".join(said)
+    if "as stored" in results:
+        return Check("media types", "ok", finding, figures=figures)
+    if results & {"decompressed", "transcoded"}:
+        advice = "No form brings frames as they are stored: reading works, but costs more bytes and time."
+        return Check("media types", "warning", finding, advice, figures)
+    return Check("media types", "failed", finding, "No form of the request brings a frame.", figures)
+
+
+def check_latency(reader: Reader, service: WatchedService, subject: Subject, round_trip_seconds: float | None) -> Check:
+    """Fetch a few frames, one after the other."""
+    before = len(service.exchanges)
+    try:
+        for _ in range(LATENCY_REQUESTS):
+            list(reader.source.fetch(subject.batch(1), Cancellation()))
+    except WsiWebError as error:
+        return Check("latency", "failed", str(error))
+    exchanges = service.exchanges[before:]
+    waits = [exchange.first_byte_seconds for exchange in exchanges]
+    typical = median(waits)
+    figures: dict[str, Figure] = {
+        "median_ms": round(typical * 1000, 3), "least_ms": round(min(waits) * 1000, 3),
+        "most_ms": round(max(waits) * 1000, 3), "requests": len(waits),
+    }  # fmt: skip
+    finding = (
+        f"{typical * 1000:.1f} ms until a single frame begins to come "
+        f"({min(waits) * 1000:.1f} to {max(waits) * 1000:.1f}, {len(waits)} requests)"
+    )
+    if round_trip_seconds is not None:
+        finding += f", of which the network takes about {min(round_trip_seconds, typical) * 1000:.1f}"
+    advice = "Each request is dear here: read large regions, or many together (read_regions, patches)."
+    return Check("latency", *(("warning", finding, advice) if typical > DEAR_SECONDS else ("ok", finding, "")), figures)
+
+
+def check_throughput(reader: Reader, service: WatchedService, subject: Subject, *, lists: bool) -> Check:
+    """Fetch one batch, then several at once, within what is left of the budget."""
+    name = "throughput"
+    frame_bytes = max((e.body_bytes for e in service.exchanges if e.what == "frames" and e.status == 200), default=1)
+    affordable = int(service.bytes_left * 0.9 / max(frame_bytes, 1))
+    at_once = min(AT_ONCE, reader.options.max_connections)
+    size = min(affordable // (at_once + 1), BATCH_FRAMES if lists else 1, subject.instance.number_of_frames)
+    if size < 1:
+        return Check(name, "skipped", f"A frame may take {_size(frame_bytes)}: too much for what is left of the limit.",
+                     "Raise --megabytes.")  # fmt: skip
+    alone, together = subject.batch(size), [subject.batch(size) for _ in range(at_once)]
+    try:
+        started = time.perf_counter()
+        one_bytes = sum(len(frame.data) for frame in reader.source.fetch(alone, Cancellation()))
+        one_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        many = list(reader.map_ordered(lambda batch: list(reader.source.fetch(batch, Cancellation())), together))
+        many_seconds = time.perf_counter() - started
+    except WsiWebError as error:
+        return Check(name, "failed", str(error))
+    frames = sum(map(len, many))
+    gain = (frames / many_seconds) / (len(alone.frame_numbers) / one_seconds)
+    rate = sum(len(frame.data) for came in many for frame in came) / many_seconds
+    figures: dict[str, Figure] = {
+        "frames_per_request": size, "frames_per_second": round(size / one_seconds, 3),
+        "megabytes_per_second": round(one_bytes / one_seconds / 1e6, 3), "requests_at_once": at_once,
+        "frames_per_second_at_once": round(frames / many_seconds, 3),
+        "megabytes_per_second_at_once": round(rate / 1e6, 3), "gain": round(gain, 3),
+    }  # fmt: skip
+    each = f"{size} frame{'s' if size > 1 else ''} a request"
+    pays = f"{gain:.1f} times as fast" if gain >= PARALLEL_PAYS_FROM else f"{gain:.1f} times as fast, so no gain"
+    finding = (
+        f"{each}: {size / one_seconds:.0f} frames/s, {one_bytes / one_seconds / 1e6:.1f} MB/s; "
+        f"{at_once} at once: {frames / many_seconds:.0f} frames/s, {rate / 1e6:.1f} MB/s ({pays})"
+    )
+    return Check(name, "ok", finding, figures=figures)
+
+
+def check_bulk_data(reader: Reader, service: WatchedService, instances: Sequence[Instance]) -> Check:
+    """Fetch what the metadata refer to, if anything: the ICC profile."""
+    name = "bulk data"
+    values = (path.icc_profile for instance in instances for path in instance.optical_paths)
+    value = next((value for value in values if value is not None), None)
+    if value is None:
+        return Check(name, "skipped", "No ICC profile: the slide has none, or the service leaves it out.")
+    if value.inline is not None:
+        finding = f"ICC profile of {_size(len(value.inline))} within the metadata"
+        return Check(name, "ok", finding, figures={"bytes": len(value.inline)})
+    try:
+        data = reader.source.fetch_bulk(value.uri or "")
+    except WsiWebError as error:
+        return Check(name, "warning", f"ICC profile: {error}", 'Colours cannot be converted (icc="srgb").')
+    seconds = service.exchanges[-1].seconds
+    figures: dict[str, Figure] = {"bytes": len(data), "milliseconds": round(seconds * 1000, 3)}
+    return Check(name, "ok", f"ICC profile of {_size(len(data))}, {seconds * 1000:.0f} ms", figures=figures)
+
+
+def _label(form: str) -> str:
+    if form == forms.SINGLE_PART:
+        return "single part"
+    if form == forms.DECOMPRESSED:
+        return "explicit little endian"
+    _, parameters = parse_content_type(form)
+    return {"*/*": "any type", "application/octet-stream": "octet-stream"}.get(parameters["type"], parameters["type"])
+
+
+def _refusals(attempts: Sequence[Exchange]) -> str:
+    return ", ".join(dict.fromkeys(str(attempt.status or "no answer") for attempt in attempts))
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third", 4: "fourth", 5: "fifth"}.get(number, f"{number}th")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
