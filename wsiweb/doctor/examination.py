@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 from wsiweb import opening
 from wsiweb.dicomjson import Attributes
@@ -102,8 +102,9 @@ def examine(
         report = examination.run(study_uid or study, series_uid or next(iter(series), None))
     finally:
         watched.close()
-    query = [value for _, value in parse_qsl(urlsplit(place).query)]
-    return report.without({*secrets_of(connection, user_password, query), *seen})
+    parts = urlsplit(place)
+    given = [value for pair in parse_qsl(parts.query) for value in (pair[1], quote(pair[1]), quote_plus(pair[1]))]
+    return report.without({*secrets_of(connection, user_password, [*given, parts.password or ""]), *seen})
 
 
 def _overheard(supplier: Callable[[], str], seen: list[str]) -> Callable[[], str]:
@@ -150,10 +151,10 @@ class _Examination:
         way = service.try_the_way(watched.base_url, timeout_seconds=self._options.timeout_seconds)
         first, second = self._search()
         exchanges = watched.exchanges
-        reach = service.check_reach(watched.base_url, way, exchanges[0] if exchanges else None)
-        self._add(reach)
+        redirected = watched.stats.requests > len(exchanges)
+        self._add(service.check_reach(watched.base_url, way, exchanges[0], redirected=redirected))
         kind = recognise(watched.base_url)
-        if exchanges and isinstance(exchanges[0].error, UnreachableError):
+        if isinstance(exchanges[0].error, UnreachableError) and not redirected:
             self._skip(("authentication", "search", *_OF_A_SLIDE, "quota"), "The service cannot be reached.")
         else:
             self._add(service.check_search(first, second))

@@ -12,12 +12,13 @@ from wsiweb import transfer_syntaxes
 from wsiweb.codecs import decode
 from wsiweb.codestream import Coding, inspect
 from wsiweb.doctor.report import Check
-from wsiweb.doctor.wire import must_succeed
+from wsiweb.doctor.wire import BudgetError, must_succeed
 from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
 from wsiweb.sources import accept as forms
 from wsiweb.sources.answers import frames_in
 from wsiweb.sources.base import Cancellation, FrameBatch
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
+from wsiweb.sources.pace import NOTICEABLE_SECONDS
 from wsiweb.sources.retry import RefusedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from wsiweb.metadata import Instance
     from wsiweb.reader import Reader
     from wsiweb.sources.base import EncodedFrame
+    from wsiweb.sources.multipart import Part
 
 LIST_FRAMES = 4
 BATCH_FRAMES = 16
@@ -142,33 +144,49 @@ def check_single(reader: Reader, service: WatchedService, subject: Subject) -> S
 def check_list(service: WatchedService, subject: Subject, accept: str) -> Check:
     """Ask for a few frames by one request, and look at how they come."""
     name, advice = "frame lists", "Frames go one by one here; ReadOptions(frames_per_request=1) saves the attempt."
-    numbers = subject.take(LIST_FRAMES)
-    if len(numbers) < 2:
+    if subject.instance.number_of_frames < 2:
         return Check(name, "skipped", "The slide has a single frame.")
+    numbers = subject.take(_affordable(service, LIST_FRAMES))
+    if len(numbers) < 2:
+        return _too_dear(name)
+    figures: dict[str, Figure] = {}
     try:
-        with service.get(subject.url(service, numbers), accept) as answer:
-            must_succeed(answer)
-            media_type, parameters = parse_content_type(answer.content_type)
-            if not media_type.startswith("multipart/"):
-                return Check(name, "warning", f"{len(numbers)} asked for, one came, without multipart", advice)
-            parser = MultipartParser(parameters.get("boundary"))
-            parts = [part for chunk in answer.chunks for part in parser.feed(chunk)]
+        parts, closed = _parts_of(service, subject.url(service, numbers), accept)
     except RefusedError as error:
-        said = f" ({error.said:.120})" if error.said else ""
-        return Check(name, "warning", f"refused: {error.status}{said}", advice, {"status": error.status})
+        problem = f"refused: {error.status}{f' ({error.said:.120})' if error.said else ''}"
+        figures["status"] = error.status
     except WsiWebError as error:
-        return Check(name, "warning", str(error), advice)
+        problem = str(error)
+    else:
+        if parts is not None:
+            return _list_as_it_came(service.exchanges[-1].seconds, len(numbers), parts, closed=closed)
+        problem = f"{len(numbers)} asked for, one came, without multipart"
+    return Check(name, "warning", problem, advice, figures)
+
+
+def _list_as_it_came(seconds: float, asked: int, parts: Sequence[Part], *, closed: bool) -> Check:
+    name = "frame lists"
     named = sum("content-location" in part.headers for part in parts)
     figures: dict[str, Figure] = {
-        "asked": len(numbers), "came": len(parts), "named": named, "closed": parser.finished,
-        "milliseconds": round(service.exchanges[-1].seconds * 1000, 3),
+        "asked": asked, "came": len(parts), "named": named, "closed": closed, "milliseconds": round(seconds * 1000, 3),
     }  # fmt: skip
     naming = "named by Content-Location" if named == len(parts) else "not named, taken in order"
-    closing = "closed by a delimiter" if parser.finished else "without a closing delimiter"
-    finding = f"{len(parts)} of {len(numbers)} came, {naming}, {closing}, {service.exchanges[-1].seconds * 1000:.0f} ms"
-    if len(parts) == len(numbers) and parser.finished:
+    closing = "closed by a delimiter" if closed else "without a closing delimiter"
+    finding = f"{len(parts)} of {asked} came, {naming}, {closing}, {seconds * 1000:.0f} ms"
+    if len(parts) == asked and closed:
         return Check(name, "ok", finding, figures=figures)
     return Check(name, "warning", finding, "What is missing is asked for again, which costs requests.", figures)
+
+
+def _parts_of(service: WatchedService, url: str, accept: str) -> tuple[list[Part] | None, bool]:
+    """Return the parts of an answer and whether it was closed; None where it is no multipart."""
+    with service.get(url, accept) as answer:
+        must_succeed(answer)
+        media_type, parameters = parse_content_type(answer.content_type)
+        if not media_type.startswith("multipart/"):
+            return None, True
+        parser = MultipartParser(parameters.get("boundary"))
+        return [part for chunk in answer.chunks for part in parser.feed(chunk)], parser.finished
 
 
 def check_media_types(service: WatchedService, subject: Subject, stored: str | None) -> Check:
@@ -185,6 +203,8 @@ def check_media_types(service: WatchedService, subject: Subject, stored: str | N
             result = nature_of(frame, instance, stored)
         except RefusedError as error:
             result = str(error.status)
+        except BudgetError:
+            result = "not tried"
         except WsiWebError as error:
             result = f"failed ({type(error).__name__})"
         figures[form] = result
@@ -196,14 +216,18 @@ def check_media_types(service: WatchedService, subject: Subject, stored: str | N
     if results & {"decompressed", "transcoded"}:
         advice = "No form brings frames as they are stored: reading works, but costs more bytes and time."
         return Check("media types", "warning", finding, advice, figures)
+    if results == {"not tried"}:
+        return _too_dear("media types")
     return Check("media types", "failed", finding, "No form of the request brings a frame.", figures)
 
 
 def check_latency(reader: Reader, service: WatchedService, subject: Subject, round_trip_seconds: float | None) -> Check:
     """Fetch a few frames, one after the other."""
-    before = len(service.exchanges)
+    before, times = len(service.exchanges), _affordable(service, LATENCY_REQUESTS)
+    if times < 1:
+        return _too_dear("latency")
     try:
-        for _ in range(LATENCY_REQUESTS):
+        for _ in range(times):
             list(reader.source.fetch(subject.batch(1), Cancellation()))
     except WsiWebError as error:
         return Check("latency", "failed", str(error))
@@ -227,13 +251,11 @@ def check_latency(reader: Reader, service: WatchedService, subject: Subject, rou
 def check_throughput(reader: Reader, service: WatchedService, subject: Subject, *, lists: bool) -> Check:
     """Fetch one batch, then several at once, within what is left of the budget."""
     name = "throughput"
-    frame_bytes = max((e.body_bytes for e in service.exchanges if e.what == "frames" and e.status == 200), default=1)
-    affordable = int(service.bytes_left * 0.9 / max(frame_bytes, 1))
-    at_once = min(AT_ONCE, reader.options.max_connections)
+    affordable = _affordable(service, BATCH_FRAMES * (AT_ONCE + 1))
+    if affordable < 3:
+        return _too_dear(name)
+    at_once = min(AT_ONCE, affordable - 1, reader.options.max_connections)
     size = min(affordable // (at_once + 1), BATCH_FRAMES if lists else 1, subject.instance.number_of_frames)
-    if size < 1:
-        return Check(name, "skipped", f"A frame may take {_size(frame_bytes)}: too much for what is left of the limit.",
-                     "Raise --megabytes.")  # fmt: skip
     alone, together = subject.batch(size), [subject.batch(size) for _ in range(at_once)]
     try:
         started = time.perf_counter()
@@ -254,7 +276,11 @@ def check_throughput(reader: Reader, service: WatchedService, subject: Subject, 
         "megabytes_per_second_at_once": round(rate / 1e6, 3), "gain": round(gain, 3),
     }  # fmt: skip
     each = f"{size} frame{'s' if size > 1 else ''} a request"
-    pays = f"{gain:.1f} times as fast" if gain >= PARALLEL_PAYS_FROM else f"{gain:.1f} times as fast, so no gain"
+    pays = f"{gain:.1f} times as fast"
+    if one_seconds < NOTICEABLE_SECONDS:
+        pays = "too quick to compare"
+    elif gain < PARALLEL_PAYS_FROM:
+        pays += ", so no gain"
     finding = (
         f"{each}: {size / one_seconds:.0f} frames/s, {one_bytes / one_seconds / 1e6:.1f} MB/s; "
         f"{at_once} at once: {frames / many_seconds:.0f} frames/s, {rate / 1e6:.1f} MB/s ({pays})"
@@ -274,11 +300,25 @@ def check_bulk_data(reader: Reader, service: WatchedService, instances: Sequence
         return Check(name, "ok", finding, figures={"bytes": len(value.inline)})
     try:
         data = reader.source.fetch_bulk(value.uri or "")
+    except BudgetError:
+        return Check(
+            name, "skipped", "The ICC profile is too large for what is left of the limit.", "Raise --megabytes."
+        )
     except WsiWebError as error:
         return Check(name, "warning", f"ICC profile: {error}", 'Colours cannot be converted (icc="srgb").')
     seconds = service.exchanges[-1].seconds
     figures: dict[str, Figure] = {"bytes": len(data), "milliseconds": round(seconds * 1000, 3)}
     return Check(name, "ok", f"ICC profile of {_size(len(data))}, {seconds * 1000:.0f} ms", figures=figures)
+
+
+def _affordable(service: WatchedService, wanted: int) -> int:
+    """Return how many of the frames wanted the budget has room for."""
+    largest = max((e.body_bytes // e.frames for e in service.exchanges if e.frames and e.status == 200), default=0)
+    return min(wanted, int(service.bytes_left * 0.9 / max(largest, 1)))
+
+
+def _too_dear(name: str) -> Check:
+    return Check(name, "skipped", "The frames are too large for what is left of the limit.", "Raise --megabytes.")
 
 
 def _label(form: str) -> str:

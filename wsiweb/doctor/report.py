@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ Status = Literal["ok", "warning", "failed", "skipped"]
 Figure = float | str | bool | None
 _SHORTEST_SECRET = 4
 """Less would be found in every other word."""
+_TELLING_PREFIX = 8
+"""So much of a secret is one, too."""
 _PUBLIC_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "connection"})
 
 
@@ -76,7 +79,7 @@ class Report:
 
         def clean(text: str) -> str:
             for secret in listed:
-                text = text.replace(secret, "***")
+                text = _blotted(text, secret)
             return text
 
         checks = tuple(
@@ -89,6 +92,17 @@ class Report:
             for check in self.checks
         )
         return replace(self, checks=checks, conclusion=clean(self.conclusion))
+
+
+def _blotted(text: str, secret: str) -> str:
+    """Blot out a secret, and what is left of it where the text was cut."""
+    head, position = secret[:_TELLING_PREFIX], 0
+    while (position := text.find(head, position)) >= 0:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(text[position:], secret, strict=False))
+        length = sum(1 for _ in same)
+        text = f"{text[:position]}***{text[position + length :]}"
+        position += 3
+    return text
 
 
 def secrets_of(connection: Connection, user_password: tuple[str, str] | None, query: Iterable[str]) -> set[str]:

@@ -81,8 +81,11 @@ def try_the_way(url: str, *, timeout_seconds: float) -> Way:
         return Way(looked_up, problem=f"port {address[1]} cannot be reached ({error})")
 
 
-def check_reach(url: str, way: Way, first: Exchange | None) -> Check:
-    """Say whether the service answers, and how far away it is."""
+def check_reach(url: str, way: Way, first: Exchange | None, *, redirected: bool) -> Check:
+    """Say whether the service answers, and how far away it is.
+
+    ``redirected`` tells whether it sent the first request elsewhere: then it is there, whatever became of that.
+    """
     host = urlsplit(url).netloc
     figures = {
         "lookup_ms": _milliseconds(way.lookup_seconds),
@@ -97,7 +100,7 @@ def check_reach(url: str, way: Way, first: Exchange | None) -> Check:
             return Check("reach", "ok", f"{host} answers, though not directly: {way.problem}", figures=figures)
         return Check("reach", "ok", f"{host} answers: {times}", figures=figures)
     said = str(first.error) if first and first.error else "nothing was asked"
-    if first is not None and isinstance(first.error, UnreachableError):
+    if first is not None and isinstance(first.error, UnreachableError) and not redirected:
         advice = "Check host, port and scheme (http or https), VPN and proxies."
         return Check("reach", "failed", said, advice, figures)
     return Check("reach", "warning", f"Connected ({times}), but no answer to the first request: {said}", "", figures)

@@ -7,7 +7,8 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 from wsiweb.errors import SourceError, SourceTimeoutError
 from wsiweb.sources.http import Service, without_secrets
@@ -46,6 +47,10 @@ class Exchange:
     url: str
     """Without secrets."""
     accept: str
+    what: str
+    """The kind of resource: search, metadata, frames or bulk data."""
+    frames: int
+    """How many were asked for."""
     status: int | None = None
     """None where there was no answer."""
     first_byte_seconds: float = 0.0
@@ -65,11 +70,13 @@ class Exchange:
     """Whether it says that a quota is used up."""
     error: SourceError | None = None
 
-    @property
-    def what(self) -> str:
-        """The kind of resource."""
+    @classmethod
+    def begun(cls, url: str, accept: str) -> Self:
+        """Return what is known of a request before it is made."""
+        _, found, numbers = urlsplit(url).path.partition("/frames/")
         kinds = {"/frames/": "frames", "/metadata": "metadata", "/bulk": "bulk data"}
-        return next((kind for part, kind in kinds.items() if part in self.url), "search")
+        what = next((kind for part, kind in kinds.items() if part in url), "search")
+        return cls(without_secrets(url), accept, what, numbers.count(",") + 1 if found else 0)
 
 
 class WatchedService(Service):
@@ -109,13 +116,15 @@ class WatchedService(Service):
             raise BudgetError(f"{where} was not asked: {self._budget.requests} requests are the limit.", url=where)
         if time.monotonic() > self._ends:
             raise BudgetError(f"{where} was not asked: {self._budget.seconds:.0f} s have passed.", url=where)
-        exchange = Exchange(where, accept)
+        if self._bytes_left < 0:
+            raise BudgetError(f"{where} was not asked: {self._budget.bytes / 1e6:g} MB have come.", url=where)
+        exchange = Exchange.begun(url, accept)
         started = time.monotonic()
         received = [0]
         try:
             with super().get(url, accept, parameters=parameters, cancellation=cancellation) as answer:
                 exchange = _answered(exchange, answer, time.monotonic() - started)
-                yield replace(answer, chunks=self._counted(answer, where, started, received))
+                yield replace(answer, chunks=self._counted(answer, exchange, started, received))
         except RefusedError as error:
             exchange = replace(exchange, quota=error.quota)
             raise
@@ -126,8 +135,8 @@ class WatchedService(Service):
             exchange = replace(exchange, seconds=time.monotonic() - started, body_bytes=received[0])
             self.exchanges.append(exchange)
 
-    def _counted(self, answer: Answer, where: str, started: float, received: list[int]) -> Iterator[bytes]:
-        free = where.endswith("/metadata")
+    def _counted(self, answer: Answer, exchange: Exchange, started: float, received: list[int]) -> Iterator[bytes]:
+        where, free = exchange.url, exchange.what == "metadata"
         for chunk in answer.chunks:
             received[0] += len(chunk)
             if not free:
