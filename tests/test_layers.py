@@ -30,7 +30,8 @@ LAYERS = {
     "doctor": (
         ("doctor",),
         ("doctor.examination", "doctor.screen"),
-        ("doctor.frames", "doctor.service", "doctor.slide"),
+        ("doctor.costs", "doctor.frames", "doctor.service", "doctor.slide"),
+        ("doctor.subject",),
         ("doctor.wire",),
         ("doctor.report",),
     ),

@@ -9,9 +9,10 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 from wsiweb import opening
 from wsiweb.dicomjson import Attributes
-from wsiweb.doctor import frames, service
+from wsiweb.doctor import costs, frames, service
 from wsiweb.doctor.report import Check, Report, secrets_of
 from wsiweb.doctor.slide import ToldSource, check_metadata, check_slide
+from wsiweb.doctor.subject import Subject
 from wsiweb.doctor.wire import Budget, WatchedService
 from wsiweb.errors import WsiWebError
 from wsiweb.options import ReadOptions
@@ -93,7 +94,7 @@ def examine(
         cert=cert, qido_url_prefix=qido_url_prefix, wado_url_prefix=wado_url_prefix,
     )  # fmt: skip
     options = options or ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
-    options = replace(options, max_attempts=1, decode_threads=frames.AT_ONCE)
+    options = replace(options, max_attempts=1, decode_threads=costs.AT_ONCE)
     _, user_password, study, series = opening.split_series_url(place)
     budget = Budget(MAX_REQUESTS, int(megabytes * 1e6), MAX_SECONDS, min(options.deadline_seconds, SECONDS_PER_REQUEST))
     watched = WatchedService(opening.service_at(place, connection, options), budget)
@@ -237,16 +238,16 @@ class _Examination:
     def _examine_frames(self, reader: Reader, content: SlideContent, round_trip_seconds: float | None) -> None:
         watched, lead = self._service, content.pyramids[0].lead_uid
         volumes = [instance for instance in content.instances if instance.flavor == "VOLUME"]
-        base = frames.Subject(next(instance for instance in volumes if instance.address.instance_uid == lead))
+        base = Subject(next(instance for instance in volumes if instance.address.instance_uid == lead))
         # Some services transcode a whole instance for one frame: what may cost that is tried on the smallest.
-        small = frames.Subject(min(volumes, key=lambda instance: instance.number_of_frames))
+        small = Subject(min(volumes, key=lambda instance: instance.number_of_frames))
         single = frames.check_single(reader, watched, base)
         self._add(single.check)
         self._readable, self._accept = single.readable, single.accept
         if single.accept is not None:
             listed = self._add(frames.check_list(watched, base, single.accept))
-            self._add(frames.check_latency(reader, watched, base, round_trip_seconds))
-            self._add(frames.check_throughput(reader, watched, base, lists=listed.status == "ok"))
+            self._add(costs.check_latency(reader, watched, base, round_trip_seconds))
+            self._add(costs.check_throughput(reader, watched, base, lists=listed.status == "ok"))
         self._add(frames.check_media_types(watched, small, single.transfer_syntax_uid))
         self._add(frames.check_bulk_data(reader, watched, volumes))
 
@@ -260,17 +261,17 @@ class _Examination:
         traits, nature = self._traits, self._checks["single frames"].figures.get("nature")
         said = [f"Slides can be read here. Frames are asked for with [{self._accept}] and come {nature}."]
         if traits is not None:
-            said.append(in_words(traits))
+            said.append(_plan_of(traits))
+        if "came" not in self._checks["frame lists"].figures and self._checks["frame lists"].status == "warning":
+            said.append("As lists of frames do not work here, pass ReadOptions(frames_per_request=1).")
         return " ".join(said)
 
 
-def in_words(traits: ServiceTraits) -> str:
+def _plan_of(traits: ServiceTraits) -> str:
     """Say how a service will be asked for frames, and why."""
     known = "" if traits.kind == "unknown" else f"It is recognised as {traits.kind}. "
-    plan = (
-        f"{known}A large read will go in requests of up to {traits.frames_per_request} frames, over "
-        f"{traits.requests_at_once} requests with {traits.connections} at once"
-    )
+    spread = "few requests" if traits.requests_at_once == 1 else f"{traits.requests_at_once} requests at once"
+    plan = f"{known}A large read will be spread over {spread}, of up to {traits.frames_per_request} frames each"
     reasons = []
     if traits.seconds_per_request is not None and traits.seconds_per_frame is not None:
         each = traits.seconds_per_frame * 1000

@@ -1,30 +1,28 @@
-"""The checks of frames: singly, in lists, in every form, and what they cost."""
+"""The checks of what comes: frames singly, in lists and in every form, and bulk data."""
 
 from __future__ import annotations
 
-import itertools
-import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 from wsiweb import transfer_syntaxes
 from wsiweb.codecs import decode
 from wsiweb.codestream import Coding, inspect
 from wsiweb.doctor.report import Check
+from wsiweb.doctor.subject import affordable, in_words, too_dear
 from wsiweb.doctor.wire import BudgetError, must_succeed
 from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
 from wsiweb.sources import accept as forms
 from wsiweb.sources.answers import frames_in
-from wsiweb.sources.base import Cancellation, FrameBatch
+from wsiweb.sources.base import Cancellation
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
-from wsiweb.sources.pace import NOTICEABLE_SECONDS
 from wsiweb.sources.retry import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsiweb.doctor.report import Figure
+    from wsiweb.doctor.subject import Subject
     from wsiweb.doctor.wire import Exchange, WatchedService
     from wsiweb.metadata import Instance
     from wsiweb.reader import Reader
@@ -32,12 +30,6 @@ if TYPE_CHECKING:
     from wsiweb.sources.multipart import Part
 
 LIST_FRAMES = 4
-BATCH_FRAMES = 16
-"""At most, in the measurement of throughput."""
-AT_ONCE = 4
-LATENCY_REQUESTS = 3
-PARALLEL_PAYS_FROM = 1.3
-DEAR_SECONDS = 1.0
 _MEDIA_TYPES = {
     Coding.JPEG: ("image/jpeg",),
     Coding.JPEG_LOSSLESS: ("image/jpeg",),
@@ -59,40 +51,6 @@ class Single:
     """As stored, as far as that is known now."""
     accept: str | None = None
     """What brought it."""
-
-
-class Subject:
-    """An instance whose frames are asked for, and which of them.
-
-    Frames are taken from the middle of the instance, where there is tissue, each once as long as there are any.
-    """
-
-    def __init__(self, instance: Instance) -> None:
-        count = instance.number_of_frames
-        outward = sorted(
-            range(max(count // 2 - 500, 0), min(count // 2 + 500, count)), key=lambda n: abs(n - count // 2)
-        )
-        self.instance = instance
-        self._numbers = itertools.cycle([frame_index + 1 for frame_index in outward])
-
-    def take(self, count: int) -> tuple[int, ...]:
-        """Return so many frame numbers, rising, or fewer where the instance has not as many."""
-        return tuple(sorted({next(self._numbers) for _ in range(count)}))
-
-    def batch(self, count: int) -> FrameBatch:
-        """Return a request for so many frames, as reading makes it."""
-        instance = self.instance
-        return FrameBatch(
-            instance.address, self.take(count), instance.transfer_syntax_uid, instance.uncompressed_frame_bytes
-        )
-
-    def url(self, service: WatchedService, numbers: Sequence[int]) -> str:
-        """Return the address of frames."""
-        address = self.instance.address
-        return (
-            f"{service.wado_url}/studies/{address.study_uid}/series/{address.series_uid}"
-            f"/instances/{address.instance_uid}/frames/{','.join(map(str, numbers))}"
-        )
 
 
 def nature_of(frame: EncodedFrame, instance: Instance, stored: str | None) -> str:
@@ -126,7 +84,7 @@ def check_single(reader: Reader, service: WatchedService, subject: Subject) -> S
         "nature": nature, "coding": coding, "bytes": len(frame.data), "requests": len(attempts),
         "milliseconds": round(attempts[-1].seconds * 1000, 3), "accept": attempts[-1].accept,
     }  # fmt: skip
-    finding = f"{nature} ({coding}), {_size(len(frame.data))}, {attempts[-1].seconds * 1000:.0f} ms"
+    finding = f"{nature} ({coding}), {in_words(len(frame.data))}, {attempts[-1].seconds * 1000:.0f} ms"
     if len(attempts) > 1:
         finding += f", at the {_ordinal(len(attempts))} attempt ({_refusals(attempts[:-1])})"
     try:
@@ -146,9 +104,9 @@ def check_list(service: WatchedService, subject: Subject, accept: str) -> Check:
     name, advice = "frame lists", "Frames go one by one here; ReadOptions(frames_per_request=1) saves the attempt."
     if subject.instance.number_of_frames < 2:
         return Check(name, "skipped", "The slide has a single frame.")
-    numbers = subject.take(_affordable(service, LIST_FRAMES))
+    numbers = subject.take(affordable(service, LIST_FRAMES))
     if len(numbers) < 2:
-        return _too_dear(name)
+        return too_dear(name)
     figures: dict[str, Figure] = {}
     try:
         parts, closed = _parts_of(service, subject.url(service, numbers), accept)
@@ -217,75 +175,8 @@ def check_media_types(service: WatchedService, subject: Subject, stored: str | N
         advice = "No form brings frames as they are stored: reading works, but costs more bytes and time."
         return Check("media types", "warning", finding, advice, figures)
     if results == {"not tried"}:
-        return _too_dear("media types")
+        return too_dear("media types")
     return Check("media types", "failed", finding, "No form of the request brings a frame.", figures)
-
-
-def check_latency(reader: Reader, service: WatchedService, subject: Subject, round_trip_seconds: float | None) -> Check:
-    """Fetch a few frames, one after the other."""
-    before, times = len(service.exchanges), _affordable(service, LATENCY_REQUESTS)
-    if times < 1:
-        return _too_dear("latency")
-    try:
-        for _ in range(times):
-            list(reader.source.fetch(subject.batch(1), Cancellation()))
-    except WsiWebError as error:
-        return Check("latency", "failed", str(error))
-    exchanges = service.exchanges[before:]
-    waits = [exchange.first_byte_seconds for exchange in exchanges]
-    typical = median(waits)
-    figures: dict[str, Figure] = {
-        "median_ms": round(typical * 1000, 3), "least_ms": round(min(waits) * 1000, 3),
-        "most_ms": round(max(waits) * 1000, 3), "requests": len(waits),
-    }  # fmt: skip
-    finding = (
-        f"{typical * 1000:.1f} ms until a single frame begins to come "
-        f"({min(waits) * 1000:.1f} to {max(waits) * 1000:.1f}, {len(waits)} requests)"
-    )
-    if round_trip_seconds is not None:
-        finding += f", of which the network takes about {min(round_trip_seconds, typical) * 1000:.1f}"
-    advice = "Each request is dear here: read large regions, or many together (read_regions, patches)."
-    return Check("latency", *(("warning", finding, advice) if typical > DEAR_SECONDS else ("ok", finding, "")), figures)
-
-
-def check_throughput(reader: Reader, service: WatchedService, subject: Subject, *, lists: bool) -> Check:
-    """Fetch one batch, then several at once, within what is left of the budget."""
-    name = "throughput"
-    affordable = _affordable(service, BATCH_FRAMES * (AT_ONCE + 1))
-    if affordable < 3:
-        return _too_dear(name)
-    at_once = min(AT_ONCE, affordable - 1, reader.options.max_connections)
-    size = min(affordable // (at_once + 1), BATCH_FRAMES if lists else 1, subject.instance.number_of_frames)
-    alone, together = subject.batch(size), [subject.batch(size) for _ in range(at_once)]
-    try:
-        started = time.perf_counter()
-        one_bytes = sum(len(frame.data) for frame in reader.source.fetch(alone, Cancellation()))
-        one_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        many = list(reader.map_ordered(lambda batch: list(reader.source.fetch(batch, Cancellation())), together))
-        many_seconds = time.perf_counter() - started
-    except WsiWebError as error:
-        return Check(name, "failed", str(error))
-    frames = sum(map(len, many))
-    gain = (frames / many_seconds) / (len(alone.frame_numbers) / one_seconds)
-    rate = sum(len(frame.data) for came in many for frame in came) / many_seconds
-    figures: dict[str, Figure] = {
-        "frames_per_request": size, "frames_per_second": round(size / one_seconds, 3),
-        "megabytes_per_second": round(one_bytes / one_seconds / 1e6, 3), "requests_at_once": at_once,
-        "frames_per_second_at_once": round(frames / many_seconds, 3),
-        "megabytes_per_second_at_once": round(rate / 1e6, 3), "gain": round(gain, 3),
-    }  # fmt: skip
-    each = f"{size} frame{'s' if size > 1 else ''} a request"
-    pays = f"{gain:.1f} times as fast"
-    if one_seconds < NOTICEABLE_SECONDS:
-        pays = "too quick to compare"
-    elif gain < PARALLEL_PAYS_FROM:
-        pays += ", so no gain"
-    finding = (
-        f"{each}: {size / one_seconds:.0f} frames/s, {one_bytes / one_seconds / 1e6:.1f} MB/s; "
-        f"{at_once} at once: {frames / many_seconds:.0f} frames/s, {rate / 1e6:.1f} MB/s ({pays})"
-    )
-    return Check(name, "ok", finding, figures=figures)
 
 
 def check_bulk_data(reader: Reader, service: WatchedService, instances: Sequence[Instance]) -> Check:
@@ -296,7 +187,7 @@ def check_bulk_data(reader: Reader, service: WatchedService, instances: Sequence
     if value is None:
         return Check(name, "skipped", "No ICC profile: the slide has none, or the service leaves it out.")
     if value.inline is not None:
-        finding = f"ICC profile of {_size(len(value.inline))} within the metadata"
+        finding = f"ICC profile of {in_words(len(value.inline))} within the metadata"
         return Check(name, "ok", finding, figures={"bytes": len(value.inline)})
     try:
         data = reader.source.fetch_bulk(value.uri or "")
@@ -308,17 +199,7 @@ def check_bulk_data(reader: Reader, service: WatchedService, instances: Sequence
         return Check(name, "warning", f"ICC profile: {error}", 'Colours cannot be converted (icc="srgb").')
     seconds = service.exchanges[-1].seconds
     figures: dict[str, Figure] = {"bytes": len(data), "milliseconds": round(seconds * 1000, 3)}
-    return Check(name, "ok", f"ICC profile of {_size(len(data))}, {seconds * 1000:.0f} ms", figures=figures)
-
-
-def _affordable(service: WatchedService, wanted: int) -> int:
-    """Return how many of the frames wanted the budget has room for."""
-    largest = max((e.body_bytes // e.frames for e in service.exchanges if e.frames and e.status == 200), default=0)
-    return min(wanted, int(service.bytes_left * 0.9 / max(largest, 1)))
-
-
-def _too_dear(name: str) -> Check:
-    return Check(name, "skipped", "The frames are too large for what is left of the limit.", "Raise --megabytes.")
+    return Check(name, "ok", f"ICC profile of {in_words(len(data))}, {seconds * 1000:.0f} ms", figures=figures)
 
 
 def _label(form: str) -> str:
@@ -336,7 +217,3 @@ def _refusals(attempts: Sequence[Exchange]) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "second", 3: "third", 4: "fourth", 5: "fifth"}.get(number, f"{number}th")
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"

@@ -228,7 +228,8 @@ def check_quota(service: WatchedService) -> Check:
         last = throttled[-1]
         used_up = any(exchange.quota for exchange in throttled)
         wait = f", Retry-After {last.retry_after_seconds:.0f} s" if last.retry_after_seconds is not None else ""
-        finding = f"{len(throttled)} answers of {last.status}{wait}{f'; {told}' if told else ''}"
+        begin = "It is used up: " if used_up else ""
+        finding = f"{begin}{len(throttled)} answers of {last.status}{wait}{f'; {told}' if told else ''}"
         advice = f"Ask later, or with fewer connections (ReadOptions.max_connections). {kind.advice}".strip()
         return Check("quota", "failed" if used_up else "warning", finding, advice, figures)
     nothing = f"{len(service.exchanges)} requests, none held back (429, 503)"
