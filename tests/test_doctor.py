@@ -491,6 +491,22 @@ def test_a_session_and_its_secrets(server: DICOMwebServer, series: str) -> None:
     assert "x-api-key" in report.check("search").finding  # it did come back
 
 
+@pytest.mark.parametrize(
+    ("credentials", "said"),
+    [
+        ({"token": "abcdefgh"}, "a bearer token"),
+        ({"auth": ("user", "pa55word")}, "user and password"),
+        ({"auth": requests.auth.HTTPDigestAuth("user", "pa55word")}, "an authentication object"),
+        ({"headers": {"X-Api-Key": "abcdefgh"}}, "headers (X-Api-Key)"),
+        ({}, None),
+    ],
+)
+def test_what_went_along(shared: DICOMwebServer, credentials: dict[str, Any], said: str | None) -> None:
+    shared.fault = lambda request: None
+    found = examine(shared.url, **credentials).check("authentication").figures["credentials"]
+    assert found == said
+
+
 def test_what_is_no_url() -> None:
     with pytest.raises(SlideNotFoundError):
         examine("http://")

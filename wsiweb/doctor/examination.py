@@ -95,17 +95,19 @@ def examine(
     )  # fmt: skip
     options = options or ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
     options = replace(options, max_attempts=1, decode_threads=costs.AT_ONCE)
-    _, user_password, study, series = opening.split_series_url(place)
+    _, _, study, series = opening.split_series_url(place)
     budget = Budget(MAX_REQUESTS, int(megabytes * 1e6), MAX_SECONDS, min(options.deadline_seconds, SECONDS_PER_REQUEST))
     watched = WatchedService(opening.service_at(place, connection, options), budget)
-    examination = _Examination(watched, options, _credentials(connection, user_password))
+    examination = _Examination(watched, options, _credentials(connection, watched.credentials.get("auth")))
     try:
         report = examination.run(study_uid or study, series_uid or next(iter(series), None))
     finally:
         watched.close()
     parts = urlsplit(place)
     given = [value for pair in parse_qsl(parts.query) for value in (pair[1], quote(pair[1]), quote_plus(pair[1]))]
-    return report.without({*secrets_of(connection, user_password, [*given, parts.password or ""]), *seen})
+    return report.without(
+        {*secrets_of(connection, watched.credentials.get("auth"), [*given, parts.password or ""]), *seen}
+    )
 
 
 def _overheard(supplier: Callable[[], str], seen: list[str]) -> Callable[[], str]:
@@ -119,17 +121,14 @@ def _overheard(supplier: Callable[[], str], seen: list[str]) -> Callable[[], str
     return supply
 
 
-def _credentials(connection: opening.Connection, user_password: tuple[str, str] | None) -> list[str]:
-    """Name the kinds of credentials that go along."""
-    session = connection.session
-    has_auth = connection.auth is not None or getattr(session, "auth", None) is not None
+def _credentials(connection: opening.Connection, auth: object) -> list[str]:
+    """Name the kinds of credentials that go along; ``auth`` is the session's, where that is no token."""
     kinds = {
         "a bearer token": connection.token is not None,
-        "user and password": connection.token is None
-        and (user_password is not None or isinstance(connection.auth, tuple)),
-        "an authentication object": connection.token is None and has_auth and not isinstance(connection.auth, tuple),
+        "user and password": isinstance(auth, tuple),
+        "an authentication object": auth is not None and not isinstance(auth, tuple),
         f"headers ({', '.join(connection.headers or ())})": bool(connection.headers),
-        "a client certificate": connection.cert is not None or getattr(session, "cert", None) is not None,
+        "a client certificate": connection.cert is not None or getattr(connection.session, "cert", None) is not None,
     }
     return [kind for kind, given in kinds.items() if given]
 

@@ -105,10 +105,13 @@ def _blotted(text: str, secret: str) -> str:
     return text
 
 
-def secrets_of(connection: Connection, user_password: tuple[str, str] | None, query: Iterable[str]) -> set[str]:
-    """Return the texts that nobody but the service may see; a token that is yet to be had is not among them."""
+def secrets_of(connection: Connection, auth: object, query: Iterable[str]) -> set[str]:
+    """Return the texts that nobody but the service may see; a token that is yet to be had is not among them.
+
+    ``auth`` is what the session sends in the end, whoever it is from (the URL, .netrc).
+    """
     session = connection.session
-    auths: list[Any] = [user_password, connection.auth, getattr(session, "auth", None)]
+    auths: list[Any] = [auth, connection.auth, getattr(session, "auth", None)]
     found = set(query)
     for auth in auths:
         pair = auth if isinstance(auth, tuple) else (getattr(auth, "username", None), getattr(auth, "password", None))
