@@ -113,8 +113,8 @@ def secrets_of(connection: Connection, auth: object, query: Iterable[str]) -> se
     session = connection.session
     auths: list[Any] = [auth, connection.auth, getattr(session, "auth", None)]
     found = set(query)
-    for auth in auths:
-        pair = auth if isinstance(auth, tuple) else (getattr(auth, "username", None), getattr(auth, "password", None))
+    for one in auths:
+        pair = one if isinstance(one, tuple) else (getattr(one, "username", None), getattr(one, "password", None))
         if len(pair) == 2 and all(isinstance(text, str) for text in pair):
             found |= {pair[1], base64.b64encode(":".join(pair).encode()).decode()}
     if isinstance(connection.token, str):
