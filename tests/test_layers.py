@@ -27,6 +27,14 @@ LAYERS = {
         ("demo.texture",),
         ("demo",),
     ),
+    "doctor": (
+        ("doctor",),
+        ("doctor.examination", "doctor.screen"),
+        ("doctor.costs", "doctor.frames", "doctor.service", "doctor.slide"),
+        ("doctor.subject",),
+        ("doctor.wire",),
+        ("doctor.report",),
+    ),
     "server": (
         ("server",),
         ("server.http",),
@@ -92,7 +100,7 @@ FOREIGN = {
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),
     "pandas": ("patches.storage",),
-    "rich": ("cli", "demo.tour", "export"),
+    "rich": ("cli", "demo.tour", "doctor.screen", "export"),
 }
 """Which modules import a library when they run; nobody else may."""
 

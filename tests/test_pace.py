@@ -50,11 +50,19 @@ def test_work_and_latency_are_told_apart(cores: float) -> None:
     assert not latency.dear
 
 
+@pytest.mark.parametrize("connections", [3, 4, 8, 16])
+def test_few_connections_are_no_sign_of_work(connections: int) -> None:
+    """A service can work on no more requests than are made of it."""
+    latency = samples(0.1, 0.001, 1000, in_flight=1) + samples(0.13, 0.001, 1000, in_flight=connections)
+    assert not conclude(latency, None).dear
+
+
 def test_nothing_is_concluded_from_one_kind_of_answers() -> None:
     assert conclude(samples(0.5, 0.001, 1, in_flight=8), None).parallel_requests is None
     assert conclude(samples(0.5, 0.001, 1, in_flight=1), None).parallel_requests is None
     assert conclude(samples(0.5, 0.001, 1, in_flight=1), 1.0).parallel_requests == 1.0
     assert conclude([], None) == Conclusions()
+    assert conclude([], 1.0).dear
 
 
 def test_instances_are_not_compared_with_each_other() -> None:

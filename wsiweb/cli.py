@@ -148,6 +148,33 @@ def region(
         _stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
 
 
+@app.command()
+def doctor(
+    place: Annotated[str, typer.Argument(metavar="URL", help="URL of a series, or of the root of a service.")],
+    study: StudyUid = None,
+    series: SeriesUid = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+    megabytes: Annotated[float, typer.Option("--megabytes", min=0.1, help="To receive, beside metadata.")] = 10.0,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Find out what works on a DICOMweb service and what it costs; exit code 1 where no slide can be read."""
+    from wsiweb.doctor import examine, screen  # noqa: PLC0415
+
+    if not place.lower().startswith(("http://", "https://")):
+        raise typer.BadParameter("URL begins with http:// or https://")
+    with _stderr.status("asking the service"):
+        report = examine(
+            place, study_uid=study, series_uid=series, megabytes=megabytes, **_connection(token, user, header)
+        )
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        screen.show(_stdout, report)
+    raise typer.Exit(0 if report.readable else 1)
+
+
 def describe(slide: Slide) -> dict[str, Any]:
     """Return what ``info --json`` prints."""
     return {

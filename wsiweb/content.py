@@ -10,6 +10,8 @@ from wsiweb.properties import properties_of
 from wsiweb.pyramid import build_pyramids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wsiweb.metadata import Instance
     from wsiweb.pyramid import Pyramid
     from wsiweb.sources.base import FrameSource
@@ -30,16 +32,22 @@ class SlideContent:
     """One for each pyramid."""
 
 
-def load_content(source: FrameSource, *, mpp: tuple[float, float] | None, photometric: str | None) -> SlideContent:
-    """Ask the source for its metadata and make sense of them.
+def load_content(
+    source: FrameSource,
+    *,
+    mpp: tuple[float, float] | None,
+    photometric: str | None,
+    report: Callable[[str], None] = opening.report,
+) -> SlideContent:
+    """Ask the source for its metadata and make sense of them; what costs only a part of the slide is reported.
 
     Raises
     ------
     SlideNotFoundError, MetadataError, SourceError
         There is no slide, it cannot be read, or the source failed.
     """
-    instances, datasets = opening.instances_of(source, photometric=photometric)
-    pyramids = build_pyramids(instances, mpp=mpp, report=opening.report)
+    instances, datasets = opening.instances_of(source, photometric=photometric, report=report)
+    pyramids = build_pyramids(instances, mpp=mpp, report=report)
     by_uid = {instance.address.instance_uid: dataset for instance, dataset in zip(instances, datasets, strict=True)}
     lead = next(instance for instance in instances if instance.flavor == "VOLUME").address
     return SlideContent(

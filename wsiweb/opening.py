@@ -190,6 +190,7 @@ def _client_source(
     from dicomweb_client import DICOMwebClient  # noqa: PLC0415
 
     from wsiweb.sources.client import ClientSource  # noqa: PLC0415
+    from wsiweb.sources.http import Service  # noqa: PLC0415
 
     if not callable(getattr(client, "retrieve_instance_frames", None)):
         raise SlideNotFoundError(
@@ -250,7 +251,9 @@ def _service_source(
     return source
 
 
-def instances_of(source: FrameSource, *, photometric: str | None) -> tuple[list[Instance], list[JsonDataset]]:
+def instances_of(
+    source: FrameSource, *, photometric: str | None, report: Callable[[str], None] = report
+) -> tuple[list[Instance], list[JsonDataset]]:
     """Ask for the metadata; return the whole-slide instances and their datasets.
 
     A malformed instance is reported and left out.

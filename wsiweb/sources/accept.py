@@ -63,7 +63,7 @@ class AcceptMemory:
         """
         with self._lock:
             known = self._experiences.get(syntax, _Experience())
-            untried = [one for one in _variants(syntax, count) if one not in (known.native, *known.decompressing)]
+            untried = [one for one in variants(syntax, count) if one not in (known.native, *known.decompressing)]
             fresh = [one for one in untried if one not in known.refused]
             wanted = [known.native, *fresh, *known.decompressing, *untried]
         singly = {SINGLE_PART} if count > 1 else set()
@@ -93,10 +93,11 @@ class AcceptMemory:
             return (*([known.native] if known.native else []), *known.decompressing)
 
 
-def _variants(syntax: str | None, count: int) -> list[str]:
-    variants = [NATIVE, ANYTHING, DECOMPRESSED]
+def variants(syntax: str | None, count: int) -> list[str]:
+    """Return every form in which ``count`` frames of a stored transfer syntax may be asked for, the best first."""
+    forms = [NATIVE, ANYTHING, DECOMPRESSED]
     if syntax is not None and (media_type := transfer_syntaxes.media_type(syntax)):
-        variants.insert(1, f'multipart/related; type="{media_type}"; transfer-syntax={syntax}')
+        forms.insert(1, f'multipart/related; type="{media_type}"; transfer-syntax={syntax}')
     if count == 1:
-        variants.append(SINGLE_PART)
-    return variants
+        forms.append(SINGLE_PART)
+    return forms

@@ -33,8 +33,8 @@ BYTES_WHERE_REQUESTS_ARE_DEAR = 16 << 20
 """Half of what the smallest known limit of an answer is (App Engine, 32 MB)."""
 SINGLES_PAY_FROM = 2.0
 """By how much requests for single frames must be predicted to be faster: a wrong guess costs many requests."""
-DEAR_BELOW = 4.0
-"""A service that works on fewer requests at once has few cores for much work, and is asked for much at once."""
+DEAR_BELOW = 0.5
+"""Of the requests that were in flight: a service that works on fewer of them at once is asked for much at once."""
 SECONDS_OF_OUR_OWN = 0.001
 """That a request costs here, in requests, urllib3 and http.client."""
 TYPICAL_SECONDS_PER_FRAME = 0.0015
@@ -82,6 +82,8 @@ class Conclusions:
 
     parallel_requests: float | None = None
     """How many requests the service really works on at once; None where that is not known."""
+    dear: bool = False
+    """Whether requests are work for the service, and few of them best."""
     seconds_per_request: float | None = None
     """Until the first byte; None where nothing was seen."""
     seconds_per_frame: float | None = None
@@ -89,11 +91,6 @@ class Conclusions:
     bytes_per_frame: float | None = None
     seconds_per_single: float | None = None
     """Of a request for one frame."""
-
-    @property
-    def dear(self) -> bool:
-        """Whether requests are work for the service, and few of them best."""
-        return self.parallel_requests is not None and self.parallel_requests < DEAR_BELOW
 
 
 class Pace:
@@ -116,7 +113,7 @@ class Pace:
         self._in_flight = 0
         self._max_frames: int | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
-        self._conclusions = Conclusions(kind.parallel_requests)
+        self._conclusions = conclude((), kind.parallel_requests)
 
     # What is seen ---------------------------------------------------------------------------------
 
@@ -213,8 +210,12 @@ def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Concl
     many = [sample for sample in samples if sample.frames > 1]
     alone = [sample for sample in many if sample.in_flight < ALONE_BELOW] or many
     single = [sample.seconds for sample in samples if sample.frames == 1 and sample.in_flight < ALONE_BELOW]
+    parallel, share = _parallel_requests(samples)
+    if parallel is None and parallel_guess is not None:
+        parallel, share = parallel_guess, 0.0
     return Conclusions(
-        parallel_requests=_parallel_requests(samples, parallel_guess),
+        parallel_requests=parallel,
+        dear=share < DEAR_BELOW,
         seconds_per_request=median(s.first_byte_seconds for s in alone) if alone else None,
         seconds_per_frame=median((s.seconds - s.first_byte_seconds) / s.frames for s in alone) if alone else None,
         bytes_per_frame=sum(s.bytes for s in samples) / sum(s.frames for s in samples) if samples else None,
@@ -222,8 +223,11 @@ def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Concl
     )
 
 
-def _parallel_requests(samples: Collection[Sample], guess: float | None) -> float | None:
-    """Compare requests alone with requests together: where n of them take n times as long, nothing was gained."""
+def _parallel_requests(samples: Collection[Sample]) -> tuple[float | None, float]:
+    """Compare requests alone with requests together: where n of them take n times as long, nothing was gained.
+
+    Returns how many were worked on at once, or None, and their share of those that were in flight.
+    """
     found = []
     for uid in {sample.instance_uid for sample in samples}:
         waits = [(s.first_byte_seconds, s.in_flight) for s in samples if s.instance_uid == uid]
@@ -231,8 +235,11 @@ def _parallel_requests(samples: Collection[Sample], guess: float | None) -> floa
         together = [(wait, in_flight) for wait, in_flight in waits if in_flight >= TOGETHER_FROM]
         if alone and together and median(wait for wait, _ in together) >= NOTICEABLE_SECONDS:
             each = median(wait / in_flight for wait, in_flight in together)
-            found.append(max(median(alone) / each, 1.0))
-    return median(found) if found else guess
+            parallel = max(median(alone) / each, 1.0)
+            found.append((parallel, parallel / median(in_flight for _, in_flight in together)))
+    if not found:
+        return None, 1.0
+    return median(parallel for parallel, _ in found), median(share for _, share in found)
 
 
 def _best_requests(seen: Conclusions, frames: int, connections: int) -> int:

@@ -27,6 +27,8 @@ class ServiceKind:
     """How often a 500 is taken for passing weather."""
     advice: str = ""
     """For who is refused, or held back."""
+    quota_path: str | None = None
+    """Path on the host that answers with what is left of a quota."""
 
 
 UNKNOWN = ServiceKind("unknown")
@@ -36,6 +38,7 @@ _BY_HOST = {
         max_connections=4,  # its policy: it is meant for viewers
         repeats_of_500=5,  # Google's throttling comes as a bare 500
         advice="The IDC proxy has a daily quota for each address, and may block one; GET /quota_usage there tells.",
+        quota_path="/quota_usage",
     ),
     "healthcare.googleapis.com": ServiceKind("Google Cloud Healthcare API"),
 }
