@@ -6,11 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks import report, runner
-from benchmarks.environments import PEERS, ROOT
+from benchmarks import machine, report, runner
+from benchmarks.environments import PEERS
 from benchmarks.profiles import PROFILES
-from benchmarks.workloads import QUICK, QUICK_PROFILES, WORKLOADS
+from benchmarks.workloads import DEFAULT, QUICK, QUICK_PROFILES, WORKLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
 
 CACHE = Path.home() / ".cache" / "wsiweb-benchmarks"
 
@@ -18,21 +22,30 @@ CACHE = Path.home() / ".cache" / "wsiweb-benchmarks"
 def main() -> None:
     """Run, or make a table of what was run."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure wsiweb and its peers on this machine; see benchmarks/README.md."
+        prog="python -m benchmarks",
+        description="Measure wsiweb and its peers on this machine; see benchmarks/README.md.",
     )
     verbs = parser.add_subparsers(required=True)
     run = verbs.add_parser("run", help="measure")
     run.set_defaults(do=_run)
-    run.add_argument("--workloads", type=_several(WORKLOADS), default=None, metavar="A,B", help="default: all; see list")
-    run.add_argument("--profiles", type=_several(PROFILES), default=None, metavar="A,B", help="of lan, wan, far")
+    run.add_argument(
+        "--workloads", type=_several(WORKLOADS), default=None, metavar="A,B", help="default: all; see list"
+    )
+    profiles = (*PROFILES, "orthanc")
+    run.add_argument("--profiles", type=_several(profiles), default=None, metavar="A,B", help=", ".join(profiles))
     readers = ("wsiweb", *PEERS)
     run.add_argument("--readers", type=_several(readers), default=list(readers), metavar="A,B", help=", ".join(readers))
     run.add_argument("--quick", action="store_true", help="few workloads, few repeats: two minutes")
     run.add_argument("--repeats", type=int, default=None, help="measurements of each; default 5, quick 3")
     run.add_argument("--seed", type=int, default=1, help="of the regions")
     run.add_argument("--cache", type=Path, default=CACHE, help=f"environments and slides; default {CACHE}")
+    run.add_argument("--quiet", type=float, default=5.0, help="seconds to wait, each time, for others on the machine")
+    run.add_argument("--attempts", type=int, default=3, help="measurements while others disturb; the quietest counts")
+    run.add_argument("--nice", type=int, default=0, help="priority of readers and server, below 0 as root only")
     run.add_argument("--limit", type=float, default=120.0, help="seconds after which a measurement is given up")
-    run.add_argument("--python", type=_pair, action="append", default=[], metavar="READER=PATH", help="interpreter to use")
+    run.add_argument(
+        "--python", type=_pair, action="append", default=[], metavar="READER=PATH", help="interpreter to use"
+    )
     run.add_argument(
         "--checkout", type=_pair, action="append", default=[], metavar="LABEL=PATH",
         help="another checkout of wsiweb, measured in turn with this one",
@@ -47,10 +60,10 @@ def main() -> None:
     arguments.do(arguments)
 
 
-def _several(known: object) -> object:
+def _several(known: Container[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        unknown = [name for name in names if name not in known]  # type: ignore[operator]
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise argparse.ArgumentTypeError(f"no such thing: {', '.join(unknown)}")
         return names
@@ -67,22 +80,23 @@ def _pair(text: str) -> tuple[str, Path]:
 
 def _run(arguments: argparse.Namespace) -> None:
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    contenders = runner.contenders(
-        arguments.readers, dict(arguments.python), dict(arguments.checkout), arguments.cache
-    )
+    contenders = runner.contenders(arguments.readers, dict(arguments.python), dict(arguments.checkout), arguments.cache)
     repeats = arguments.repeats or (3 if arguments.quick else 5)
     plan = runner.Plan(
         contenders=contenders,
-        workloads=arguments.workloads or list(QUICK if arguments.quick else WORKLOADS),
-        profiles=arguments.profiles or list(QUICK_PROFILES if arguments.quick else PROFILES),
+        workloads=arguments.workloads or list(QUICK if arguments.quick else DEFAULT),
+        profiles=arguments.profiles or list(QUICK_PROFILES if arguments.quick else (*PROFILES, "orthanc")),
         repeats=repeats,
         seed=arguments.seed,
         cache=arguments.cache,
         limit_seconds=arguments.limit,
+        quiet_seconds=arguments.quiet,
+        attempts=arguments.attempts,
+        nice=arguments.nice,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     found = {
-        "machine": runner.machine(contenders),
+        "machine": machine.describe(contenders),
         "repeats": repeats,
         "seed": arguments.seed,
         "results": plan.results,

@@ -42,7 +42,7 @@ def python_of(reader: str, cache: Path) -> Path:
 
 def versions(python: Path) -> dict[str, str]:
     """Return what is installed, by name."""
-    code = "import importlib.metadata as m; print({d.metadata['Name']: d.version for d in m.distributions()})"
+    code = "import importlib.metadata as m; print(*(f\"{d.metadata['Name']}={d.version}\" for d in m.distributions()))"
     answer = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout
-    found: dict[str, str] = eval(answer)  # a dict of strings that Python itself printed
-    return found
+    pairs = (word.partition("=") for word in answer.split())
+    return {name.lower().replace("_", "-"): version for name, _, version in pairs}

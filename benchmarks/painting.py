@@ -92,7 +92,7 @@ def _picture(side: int, seed: int, cache: Path) -> Pixels:
     whole_w, whole_h = round(side * 0.66 / half_x), round(side * 0.88 / half_y)
     tissue = Tissue((whole_w, whole_h), seed)
     left, top = (int(axis) // _STEP * _STEP for axis in (whole_w * centre_x - side / 2, whole_h * centre_y - side / 2))
-    picture = np.empty((side, side, 3), np.uint8)
+    picture: Pixels = np.empty((side, side, 3), np.uint8)
     for y in range(0, side, _STEP):
         for x in range(0, side, _STEP):
             w, h = min(_STEP, side - x), min(_STEP, side - y)
@@ -104,12 +104,10 @@ def _picture(side: int, seed: int, cache: Path) -> Pixels:
 
 def _reduced(picture: Pixels, factor: int) -> Pixels:
     side = picture.shape[0] // factor
-    if factor == 1:
-        return picture
-    parts = [
-        picture[y * factor : (y + 1) * factor].reshape(factor, side, factor, 3).mean(axis=(0, 2)) for y in range(side)
-    ]
-    return np.rint(np.stack(parts)).astype(np.uint8)
+    reduced = np.empty((side, side, 3), np.uint8)
+    for y, row in enumerate(picture.reshape(side, factor, side, factor, 3)):
+        reduced[y] = np.rint(row.mean(axis=(0, 2)))
+    return reduced
 
 
 def _encoded(image: Pixels, syntax: str) -> bytes:
@@ -137,3 +135,31 @@ def _icc_profile() -> bytes:
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return bytes(profile + bytes(len(profile) % 2))
+
+
+def part10_files(slide: StoredSlide) -> list[Path]:
+    """Return the slide as DICOM files, for servers that want such; made if they are not there."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    folder = slide.folder / "part10"
+    if not folder.exists():
+        partial = slide.folder / "part10.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        levels = slide.spec.levels()
+        for number, attributes in enumerate(slide.metadata()):
+            dataset = pydicom.Dataset.from_json(attributes)
+            if number < len(levels):
+                palette = slide.palette(number)
+                frames = [palette[index] for index in levels[number].palette_indices.tolist()]
+            else:
+                frames = [(slide.folder / f"{dataset.ImageType[2]}.bin").read_bytes()]
+            dataset.file_meta = pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(slide.spec.syntax)
+            element = pydicom.DataElement("PixelData", "OB", encapsulate(frames))
+            element.is_undefined_length = True
+            dataset["PixelData"] = element
+            dataset.save_as(partial / f"{number}.dcm", enforce_file_format=True)
+        partial.rename(folder)
+    return sorted(folder.iterdir())

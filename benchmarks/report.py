@@ -22,9 +22,7 @@ def medians(run: Json) -> dict[tuple[str, str], dict[str, Json]]:
     for result in run["results"]:
         key = result["workload"], result["profile"]
         groups.setdefault(key, {}).setdefault(result["reader"], []).append(result)
-    return {
-        key: {reader: _median(results) for reader, results in readers.items()} for key, readers in groups.items()
-    }
+    return {key: {reader: _median(results) for reader, results in readers.items()} for key, readers in groups.items()}
 
 
 def _median(results: list[Json]) -> Json:
@@ -38,7 +36,13 @@ def _median(results: list[Json]) -> Json:
         if values and name != "round":
             found[name] = statistics.median(values)
     seconds = [one["seconds"] for one in timed]
-    return {**found, "lowest": min(seconds), "highest": max(seconds), "rounds": len(seconds), "settings": timed[0]["settings"]}
+    return {
+        **found,
+        "lowest": min(seconds),
+        "highest": max(seconds),
+        "rounds": len(seconds),
+        "settings": timed[0]["settings"],
+    }
 
 
 def table(run: Json, reader: str = "wsiweb") -> str:
@@ -69,18 +73,18 @@ def table(run: Json, reader: str = "wsiweb") -> str:
 
 def _seconds(cell: Json | None) -> str:
     if cell is None:
-        return "–"
+        return "-"
     if "seconds" not in cell:
         return "wrong" if "wrong pixels" in cell["error"] else "too slow" if "longer than" in cell["error"] else "fails"
     return f"{cell['seconds']:.3g} s" if cell["seconds"] >= 0.0995 else f"{cell['seconds'] * 1000:.3g} ms"
 
 
 def _ratio(above: float | None, below: float | None) -> str:
-    return "–" if above is None or not below else f"{above / below:.2f}"
+    return "-" if above is None or not below else f"{above / below:.2f}"
 
 
 def _whole(value: float | None, unit: float = 1) -> str:
-    return "–" if value is None else f"{value / unit:,.0f}"
+    return "-" if value is None else f"{value / unit:,.0f}"
 
 
 def summary(run: Json) -> str:

@@ -1,25 +1,23 @@
-"""Run workloads: a server, a fresh process for each measurement, readers in turn, and what all of it cost."""
+"""Run workloads: a fresh process for each measurement, readers in turn, and what all of it cost."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.environments import ROOT, python_of, versions
+from benchmarks.environments import ROOT, python_of
+from benchmarks.machine import busy_seconds, disturbed, wait_for_quiet
 from benchmarks.painting import make_slide
 from benchmarks.readers import VARIANTS
+from benchmarks.servers import Orthanc, OwnServer, environment, orthanc_program
 from benchmarks.workloads import SLIDES, THUMBNAIL_SIDE, WORKLOADS, level_index, network_floor
 
 if TYPE_CHECKING:
@@ -31,10 +29,11 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 TOLERANCE = 2
-"""Of any sample, against another decoder's pixels; a thumbnail's cells of a sixteenth may differ by ``MEAN_TOLERANCE``."""
+"""Of any sample, against another decoder's pixels."""
 MEAN_TOLERANCE = 6
+"""Of the means of 16 x 16 parts of a thumbnail, which everybody resamples in their own way."""
 SLOW_SECONDS = 20.0
-"""A reader that takes longer in the first round is measured once more, not more often."""
+"""What takes longer in the first round is measured once more, not more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Contender:
 
 @dataclass(slots=True)
 class Plan:
-    """What a run measures."""
+    """What a run measures, and how."""
 
     contenders: list[Contender]
     workloads: list[str]
@@ -59,66 +58,59 @@ class Plan:
     cache: Path
     limit_seconds: float
     """After which a measurement is given up."""
+    quiet_seconds: float
+    """For how long to wait, before each measurement, for others to leave the machine alone."""
+    attempts: int
+    """How often a measurement is made while others disturb it; the least disturbed counts."""
+    nice: int
+    """Priority of the readers and the server; below zero only root may."""
     report: Callable[[str], None]
     results: list[Json] = field(default_factory=list)
 
 
-class Server:
-    """The server's process, while used as a context."""
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One workload over one network, and where it is read from."""
 
-    def __init__(self, slides: list[StoredSlide]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.server", *(str(slide.folder) for slide in slides)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(),
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+    plan: Plan
+    workload: Workload
+    profile: str
+    slide: StoredSlide
+    server: OwnServer | Orthanc
+    job: Json
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate("")
-
-    def taken(self) -> Json:
-        """Return what was served since the last call."""
-        with urllib.request.urlopen(f"{self.url}/control", timeout=20) as answer:
-            found: Json = json.load(answer)
-        return found
+    def label(self, result: Json, contender: Contender, settings: Json, number: int) -> Json:
+        """Say of what a result is; number 0 chose the settings and compared the pixels."""
+        which = {"workload": self.workload.name, "profile": self.profile, "reader": contender.label}
+        return {**which, "settings": settings, "round": number, **result}
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def measure(contender: Contender, settings: Json, job: Json, taken: Callable[[], Json], limit_seconds: float) -> Json:
+def measure(contender: Contender, settings: Json, job: Json, one: Round) -> Json:
     """Run one job in a process of its own; return what it reports, and what the server counted."""
     process = subprocess.Popen(
         [str(contender.python), "-m", "benchmarks.worker", contender.reader, json.dumps(settings), str(contender.root)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(),
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     said: list[str] = []
-    listener = threading.Thread(target=lambda err: said.extend(err), args=(process.stderr,), daemon=True)
+    listener = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
     listener.start()
-    timer = threading.Timer(limit_seconds, process.kill)
-    counts: Json = {}
+    timer = threading.Timer(one.plan.limit_seconds, process.kill)
+    timer.start()
     try:
-        timer.start()
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            message: Json = json.loads(line)
-            state = message.pop("state")
-            if state in ("result", "failed"):
-                return {**message, **counts}
-            counts = taken()  # resets at "ready", counts at "done"
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        if one.plan.nice:
+            os.setpriority(os.PRIO_PROCESS, process.pid, one.plan.nice)
+        result = _converse(process.stdin.write, process.stdin.flush, process.stdout, job, one)
+        if result is not None:
+            return result
         if not timer.is_alive():
-            return {"error": f"took longer than {limit_seconds:g} s"}
+            return {"error": f"took longer than {one.plan.limit_seconds:g} s"}
         listener.join(5)
         return {"error": f"ended without a result: {''.join(said)[-400:]}"}
     finally:
@@ -130,48 +122,126 @@ def measure(contender: Contender, settings: Json, job: Json, taken: Callable[[],
                 stream.close()
 
 
+def _converse(
+    write: Callable[[str], object], flush: Callable[[], None], replies: Iterator[str], job: Json, one: Round
+) -> Json | None:
+    """Hand the job over, give the word, and read the counters before and after; None where the worker is silent."""
+
+    def say(text: str) -> None:
+        write(text + "\n")
+        flush()
+
+    counts: Json = {}
+    busy_before = busy = None
+    say(json.dumps(job))
+    for line in replies:
+        message: Json = json.loads(line)
+        state = message.pop("state")
+        if state == "ready":
+            wait_for_quiet(one.plan.quiet_seconds)
+            one.server.taken()
+            busy_before = busy_seconds()
+        elif state == "done":
+            busy = busy_seconds()
+            counts = one.server.taken()
+        else:
+            if busy_before is not None and busy is not None and counts and "cpu_seconds" in message:
+                others = busy - busy_before - message["cpu_seconds"] - counts["server_cpu_seconds"]
+                counts["others_cpu_seconds"] = max(others, 0.0)
+            return {**message, **counts}
+        say("go")
+    return None
+
+
 def run(plan: Plan) -> Iterator[Json]:
     """Measure everything, workload by workload; yields the results as they come."""
-    names = {"tiny", *(WORKLOADS[name].slide for name in plan.workloads)}
-    plan.report(f"Slides: {', '.join(sorted(names))}")
-    slides = {name: make_slide(SLIDES[name], plan.cache / "slides") for name in sorted(names)}
-    with Server(list(slides.values())) as server, tempfile.TemporaryDirectory(dir=plan.cache) as scratch:
-        for name in plan.workloads:
-            workload = WORKLOADS[name]
-            for profile in workload.profiles:
-                if profile in plan.profiles:
-                    yield from _run_one(plan, workload, profile, slides, server, scratch)
+    chosen = [
+        (WORKLOADS[name], profile)
+        for name in plan.workloads
+        for profile in WORKLOADS[name].profiles
+        if profile in plan.profiles
+    ]
+    names = sorted({"tiny", *(workload.slide for workload, _ in chosen)})
+    plan.report(f"Slides: {', '.join(names)}")
+    slides = {name: make_slide(SLIDES[name], plan.cache / "slides") for name in names}
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.cache))
+        servers: dict[str, OwnServer | Orthanc] = {}
+        own = stack.enter_context(OwnServer(list(slides.values()), plan.nice))
+        for workload, profile in chosen:
+            server = servers.get(profile, own)
+            if profile == "orthanc" and server is own:
+                program = orthanc_program()
+                if program is None:
+                    plan.report(f"{workload.name}: Orthanc is not installed.")
+                    continue
+                held = {slides[other.slide].spec.name for other, where in chosen if where == profile} | {"tiny"}
+                server = Orthanc(program, Path(scratch) / "orthanc", [slides[name] for name in sorted(held)])
+                servers[profile] = stack.enter_context(server)
+            slide = slides[workload.slide]
+            near = server.url("lan")
+            job = make_job(workload, slide, slides["tiny"], server.url(profile), near, plan.seed)
+            one = Round(plan, workload, profile, slide, server, {**job, "scratch": scratch})
+            yield from _measure_all(one)
+            plan.report(_line(one))
 
 
-def _run_one(
-    plan: Plan, workload: Workload, profile: str, slides: dict[str, StoredSlide], server: Server, scratch: str
-) -> Iterator[Json]:
-    slide = slides[workload.slide]
-    job = make_job(workload, slide, slides["tiny"], f"{server.url}/{profile}", f"{server.url}/lan", plan.seed)
-    job["scratch"] = scratch
-    regions = [tuple(region) for region in job["regions"]]
-    floor = network_floor(workload, slide, regions, profile)
+def _measure_all(one: Round) -> Iterator[Json]:
+    plan, workload = one.plan, one.workload
+    floor = network_floor(workload, one.slide, [tuple(region) for region in one.job["regions"]], one.profile)
     turns: list[tuple[Contender, Json, int]] = []
     for contender in plan.contenders:
-        settings, rounds = {}, plan.repeats
+        settings, rounds = dict(workload.options), plan.repeats
         if contender.reader != "floor":
-            found = _first_round(plan, contender, workload, profile, job, server)
+            if workload.options and contender.reader != "wsiweb":
+                continue
+            found = _first_round(one, contender)
             yield from found
-            good = [one for one in found if "error" not in one]
+            good = [result for result in found if "error" not in result]
             if not good:
                 continue
-            best = min(good, key=lambda one: one["seconds"])
+            best = min(good, key=lambda result: float(result["seconds"]))
             settings = best["settings"]
-            rounds = min(plan.repeats, 1 if best["seconds"] > SLOW_SECONDS else plan.repeats)
+            rounds = 1 if best["seconds"] > SLOW_SECONDS else plan.repeats
         turns.append((contender, settings, rounds))
-    for number in range(plan.repeats):
+    for number in range(1, plan.repeats + 1):
         for contender, settings, rounds in turns:
-            if number < rounds:
-                result = measure(contender, settings, {**job, "check": False}, server.taken, plan.limit_seconds)
+            if number <= rounds:
+                result = _least_disturbed(one, contender, settings)
                 if contender.reader == "floor" and "error" not in result:
-                    result = _with_network(result, floor)
-                yield _labelled(result, workload, profile, contender, settings, number + 1)
-    plan.report(_line(workload, profile, plan.results))
+                    work = result["seconds"]
+                    result |= {**floor, "work_seconds": work, "seconds": max(work, floor["network_seconds"])}
+                yield one.label(result, contender, settings, number)
+
+
+def _least_disturbed(one: Round, contender: Contender, settings: Json) -> Json:
+    """Measure until nobody disturbs, or often enough."""
+    found: list[Json] = []
+    for _ in range(one.plan.attempts):
+        result = measure(contender, settings, {**one.job, "check": False}, one)
+        if "error" in result or not disturbed(result):
+            return result
+        found.append(result)
+    return min(found, key=lambda result: float(result["others_cpu_seconds"] / result["seconds"]))
+
+
+def _first_round(one: Round, contender: Contender) -> list[Json]:
+    """Try all settings of a reader, and compare the pixels; wrong ones are a failure."""
+    found = []
+    workload = one.workload
+    variants = (dict(workload.options),) if workload.options else VARIANTS[contender.reader].get(workload.kind, ({},))
+    for settings in variants:
+        result = measure(contender, settings, one.job, one)
+        tolerance = MEAN_TOLERANCE if workload.kind == "thumbnail" else TOLERANCE
+        difference = result.get("difference")
+        if "error" not in result and difference is None and workload.kind != "open":
+            result["error"] = "no pixels were compared"
+        elif difference is not None and difference > tolerance:
+            result["error"] = f"wrong pixels: they differ by {difference}"
+        if "error" in result:
+            one.plan.report(f"{workload.name} {one.profile} {contender.label} {settings}: {result['error']}")
+        found.append(one.label(result, contender, settings, 0))
+    return found
 
 
 def make_job(workload: Workload, slide: StoredSlide, tiny: StoredSlide, url: str, near_url: str, seed: int) -> Json:
@@ -184,7 +254,7 @@ def make_job(workload: Workload, slide: StoredSlide, tiny: StoredSlide, url: str
         "kind": workload.kind,
         "folder": str(slide.folder),
         "place": [url, slide.spec.study_uid, slide.spec.series_uid],
-        "warm_up": [near_url, tiny.spec.study_uid, tiny.spec.series_uid],
+        "warm_up": None if workload.kind == "start" else [near_url, tiny.spec.study_uid, tiny.spec.series_uid],
         "level_index": index,
         "factor": slide.spec.factors[index],
         "regions": regions,
@@ -194,83 +264,14 @@ def make_job(workload: Workload, slide: StoredSlide, tiny: StoredSlide, url: str
     }
 
 
-def _first_round(
-    plan: Plan, contender: Contender, workload: Workload, profile: str, job: Json, server: Server
-) -> list[Json]:
-    """Try all settings of a reader, and compare the pixels; wrong ones are a failure."""
-    found = []
-    for settings in VARIANTS[contender.reader].get(workload.kind, ({},)):
-        result = measure(contender, settings, job, server.taken, plan.limit_seconds)
-        tolerance = MEAN_TOLERANCE if workload.kind == "thumbnail" else TOLERANCE
-        difference = result.get("difference")
-        if "error" not in result and difference is None and workload.kind != "open":
-            result["error"] = "no pixels were compared"
-        elif difference is not None and difference > tolerance:
-            result["error"] = f"wrong pixels: they differ by {difference}"
-        if "error" in result:
-            plan.report(f"{workload.name} {profile} {contender.label} {settings}: {result['error']}")
-        found.append(_labelled(result, workload, profile, contender, settings, 0))
-    return found
-
-
-def _with_network(result: Json, floor: Json) -> Json:
-    """Return the larger of the work and the network."""
-    work = result["seconds"]
-    return {**result, **floor, "work_seconds": work, "seconds": max(work, floor["network_seconds"])}
-
-
-def _labelled(
-    result: Json, workload: Workload, profile: str, contender: Contender, settings: Json, number: int
-) -> Json:
-    """Say of what a result is; round 0 chose the settings and compared the pixels."""
-    return {
-        "workload": workload.name,
-        "profile": profile,
-        "reader": contender.label,
-        "settings": settings,
-        "round": number,
-        **result,
-    }
-
-
-def _line(workload: Workload, profile: str, results: list[Json]) -> str:
+def _line(one: Round) -> str:
     times: dict[str, list[float]] = {}
-    for one in results:
-        if (one["workload"], one["profile"]) == (workload.name, profile) and one["round"] and "seconds" in one:
-            times.setdefault(one["reader"], []).append(one["seconds"])
-    medians = "  ".join(f"{name} {statistics.median(seconds):.3f}" for name, seconds in times.items())
-    return f"{workload.name:24} {profile:4} {medians}"
-
-
-def machine(contenders: list[Contender]) -> Json:
-    """Return what the figures depend on."""
-    model = "unknown"
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    interesting = ("wsiweb", "wsidicom", "ez-wsi-dicomweb", "dicomweb-client", "imagecodecs", "numpy", "pydicom")
-    interesting += ("requests", "urllib3", "opencv-python-headless", "pillow")
-    installed = {contender.label: versions(contender.python) for contender in contenders}
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "versions": {
-            label: {name: version for name, version in sorted(found.items()) if name.lower() in interesting}
-            for label, found in installed.items()
-        },
-        "checkouts": {contender.label: _commit(contender.root) for contender in contenders if contender.reader == "wsiweb"},
-    }
-
-
-def _commit(root: Path) -> str:
-    answer = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], check=False, capture_output=True, text=True
-    )
-    return answer.stdout.strip() or "unknown"
+    for result in one.plan.results:
+        same = (result["workload"], result["profile"]) == (one.workload.name, one.profile)
+        if same and result["round"] and "seconds" in result:
+            times.setdefault(result["reader"], []).append(result["seconds"])
+    medians = "  ".join(f"{name} {statistics.median(seconds):.4f}" for name, seconds in times.items())
+    return f"{one.workload.name:26} {one.profile:8} {medians}"
 
 
 def contenders(names: list[str], pythons: dict[str, Path], checkouts: dict[str, Path], cache: Path) -> list[Contender]:

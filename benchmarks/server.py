@@ -10,6 +10,7 @@ Numbers of requests, frames and bytes are at ``/control``. Frames are served as 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import socket
 import sys
@@ -147,7 +148,7 @@ class Service:
     def _json(self, path: str, query: str) -> bytes | None:
         """Return metadata, or what a search finds; each distinct question is worked on once."""
         parts = path.strip("/").split("/")
-        given = dict(zip(parts, parts[1:], strict=False))
+        given = dict(itertools.pairwise(parts))
         where = {"0020000D": given.get("studies"), "0020000E": given.get("series"), "00080018": given.get("instances")}
         found = [
             instance

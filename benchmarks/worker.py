@@ -67,11 +67,11 @@ def run(reader: Reader, job: Json, check: Check) -> Json:
     level, kind = job["factor"], job["kind"]
     result: Json = {}
     started = time.perf_counter()
-    if kind in ("open", "first"):
+    if kind in ("open", "first", "start"):
         size = reader.open(place)
         if tuple(size) != check.slide.spec.size:
             raise ValueError(f"The slide is {size}, it says.")
-    if kind in ("first", "region", "warm"):
+    if kind in ("first", "start", "region", "warm"):
         check.region(regions[0], reader.region(level, regions[0]))
     elif kind == "regions":
         step = -(-len(regions) // CHECKED)
@@ -93,7 +93,7 @@ def run(reader: Reader, job: Json, check: Check) -> Json:
 
 def prepare(reader: Reader, job: Json) -> None:
     """Do what is not timed."""
-    if job["kind"] not in ("open", "first"):
+    if job["kind"] not in ("open", "first", "start"):
         reader.open(Place(*job["place"]))
     if job["kind"] == "warm":
         reader.region(job["factor"], tuple(job["regions"][0]))
@@ -191,6 +191,8 @@ def measure(name: str, settings: Json, import_seconds: float, job: Json, tell: C
             result["file_bytes"] = Path(job["path"]).stat().st_size
             if job["check"]:
                 check.difference = check_png(slide, check.level_index, tuple(job["regions"][0]), job["path"])
+    if job["kind"] == "start":
+        result["seconds"] += import_seconds
     thumbnail = result.pop("thumbnail", None)
     if thumbnail is not None and job["check"]:
         check.difference = check_thumbnail(slide, check.level_index, thumbnail, job["max_size"])
@@ -215,7 +217,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     try:
         tell({"state": "result", **measure(name, json.loads(settings), import_seconds, job, tell)})
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is the answer)
         tell({"state": "failed", "error": f"{type(error).__name__}: {error}"[:500]})
     replies.flush()
     os._exit(0)  # threads of a reader that failed do not keep the process

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.profiles import PROFILES
+from benchmarks.profiles import PROFILES, Profile
 from benchmarks.slides import JPEG_2000, Region, SlideSpec
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ SLIDES = {
         SlideSpec("jpeg-1024", (30_000, 22_500), 1024, FACTORS, 8192),
         SlideSpec("jpeg2000-256", (30_000, 22_500), 256, (1, 4, 16), 4096, syntax=JPEG_2000),
         SlideSpec("frames-200000", (131_072, 102_400), 256, (1, 4, 16, 64), 8192),
+        *(SlideSpec(f"scale-{n * n}", (n * 256, n * 256), 256, (1, 4, 16), 4096) for n in (32, 100, 316, 1000)),
+        SlideSpec("orthanc-256", (8192, 6144), 256, (1, 4), 4096),
         SlideSpec("sparse-20000", (38_400, 38_400), 256, (1, 16), 4096, sparse_frames=20_000, associated=False),
     )
 }
@@ -53,7 +55,10 @@ class Workload:
     shuffled: bool = False
     factor: int = 1
     """Downsample of the level that is read."""
-    seconds_per_patch: bool = False
+    options: tuple[tuple[str, int], ...] = ()
+    """``ReadOptions`` to set; where there are any, only wsiweb is measured."""
+    extra: bool = False
+    """Whether it is measured only when it is named."""
 
     def regions(self, spec: SlideSpec, seed: int) -> list[Region]:
         """Return what is read, the same for every reader."""
@@ -86,16 +91,20 @@ class Workload:
 
 def _grids() -> list[Workload]:
     found = []
-    for count, columns in ((400, 20), (4000, 80)):
-        for aligned, shuffled in ((True, False), (False, False), (False, True)):
-            way = "shuffled" if shuffled else "aligned" if aligned else "unaligned"
-            profiles = ("lan", "wan", "far") if count == 400 else ("lan", "wan")
-            found.append(
-                Workload(
-                    f"grid{count}-{way}", f"grid of {count:,} patches 256², {way}", "regions", profiles=profiles,
-                    side=256, count=count, columns=columns, aligned=aligned, shuffled=shuffled,
-                )  # fmt: skip
+    for count, columns, profiles in ((400, 20, ("lan", "wan", "far")), (4000, 80, ("lan", "wan"))):
+        for way in ("aligned", "unaligned", "shuffled"):
+            workload = Workload(
+                f"grid{count}-{way}",
+                f"grid of {count:,} patches 256², {way}",
+                "regions",
+                profiles=profiles,
+                side=256,
+                count=count,
+                columns=columns,
+                aligned=way == "aligned",
+                shuffled=way == "shuffled",
             )
+            found.append(workload)
     return found
 
 
@@ -112,6 +121,23 @@ def _other_slides() -> list[Workload]:
         if slide != "jpeg2000-256":
             title = f"{what}: 200 random patches 512²"
             found.append(Workload(f"{slide}-patches200", title, "regions", slide, near, side=512, count=200))
+    return found
+
+
+def _scale() -> list[Workload]:
+    """What must grow with the frames that are touched, and with nothing else."""
+    found = []
+    for n in (32, 100, 316, 1000):
+        title = f"a slide of {n * n:,} frames: open and first 1024²"
+        found.append(Workload(f"scale-frames-{n * n}", title, "first", f"scale-{n * n}", ("lan",), 1024, extra=True))
+    for n in (1, 4, 10, 32, 100):
+        title = f"a region of {n * n:,} frames"
+        name = f"scale-region-{n * n}"
+        found.append(Workload(name, title, "region", "scale-99856", ("lan",), side=n * 256, aligned=True, extra=True))
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        title = f"cold 4096² over {n} connections"
+        options = (("max_connections", n),)
+        found.append(Workload(f"scale-connections-{n}", title, "region", side=4096, options=options, extra=True))
     return found
 
 
@@ -134,9 +160,17 @@ WORKLOADS = {
             ("lan", "wan"), side=1,
         ),
         *_other_slides(),
+        Workload("orthanc-open", "Debian's Orthanc: open", "open", "orthanc-256", ("orthanc",)),
+        Workload("orthanc-cold4096", "Debian's Orthanc: cold 4096²", "region", "orthanc-256", ("orthanc",), side=4096),
+        Workload(
+            "orthanc-patches100", "Debian's Orthanc: 100 random patches 512²", "regions", "orthanc-256", ("orthanc",),
+            side=512, count=100,
+        ),
+        *_scale(),
     )
 }  # fmt: skip
 
+DEFAULT = tuple(name for name, workload in WORKLOADS.items() if not workload.extra)
 QUICK = ("open", "first512", "cold4096", "patches200", "grid400-unaligned")
 """What quick mode runs, on ``QUICK_PROFILES``."""
 QUICK_PROFILES = ("lan", "wan")
@@ -155,9 +189,10 @@ def network_floor(workload: Workload, slide: StoredSlide, regions: list[Region],
     """Return the least that the network takes: a latency for each step that needs the answer of another, and bytes.
 
     Opening costs a latency, and the metadata over one connection; reading costs a latency, and the encoded bytes of the
-    distinct frames, spread evenly over ``CONNECTIONS`` (or as many as there are frames). Nothing else is counted.
+    distinct frames, spread evenly over ``CONNECTIONS`` (or as many as there are frames). Nothing else is counted, and
+    nothing at all for Orthanc, whose own work is what takes time.
     """
-    profile = PROFILES[profile_name]
+    profile = PROFILES.get(profile_name, Profile(0.0, None))
     opening = reading = 0.0
     metadata_bytes = frame_bytes = frame_count = 0
     if workload.kind in ("open", "first", "start"):

@@ -33,7 +33,10 @@ def cores() -> int:
 
 def on_all_cores(function: Callable[[Any], object], items: Iterable[Any]) -> None:
     """Call a function for every item; each thread draws the next as it can, without a future for each."""
-    source = iter(list(items))
+    waiting = list(items)
+    if not waiting:
+        return
+    source = iter(waiting)
 
     def draw() -> None:
         for item in source:  # a list's iterator is safe to share
@@ -56,7 +59,7 @@ def prepare(job: Json) -> Callable[[], Json]:
     kind = job["kind"]
     if kind == "warm":
         return _pasting(slide, level_index, regions[0])
-    text = json.dumps(slide.metadata()) if kind in ("open", "first") else ""
+    text = (slide.folder / "metadata.json").read_text() if kind in ("open", "first", "start") else ""
     strips = _strips(slide, level_index, regions[0]) if kind == "png" else []
 
     def work() -> Json:

@@ -1,10 +1,10 @@
-"""wsiweb with its defaults."""
+"""wsiweb with its defaults, unless a workload sets options."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wsiweb import Slide
+from wsiweb import ReadOptions, Slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class Reader:
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
+        self._options = ReadOptions(**settings)
         self._slide: Slide | None = None
 
     @property
@@ -29,7 +29,9 @@ class Reader:
         return self._slide
 
     def open(self, place: Place) -> tuple[int, int]:
-        self._slide = Slide.open(place.url, study_uid=place.study_uid, series_uid=place.series_uid)
+        self._slide = Slide.open(
+            place.url, study_uid=place.study_uid, series_uid=place.series_uid, options=self._options
+        )
         return self._slide.size
 
     def _level(self, level: int) -> int:
