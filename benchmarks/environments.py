@@ -15,10 +15,14 @@ PEERS = {
     "ez-wsi": ("ez-wsi-dicomweb==6.1.6", "dataclasses-json==0.6.7"),
 }
 """What each peer's environment holds."""
+FLOOR = ("imagecodecs>=2026.3.6", "isal>=1.8", "numpy>=2.4")
+"""The fastest decoders, and the fastest deflate."""
 
 
 def requirements(reader: str) -> tuple[str, ...]:
     """Return what to install; of wsiweb its dependencies only, since the checkout itself is measured."""
+    if reader == "floor":
+        return FLOOR
     if reader in PEERS:
         return PEERS[reader]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

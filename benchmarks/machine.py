@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 PACKAGES = frozenset(
-    {"cachetools", "dicomweb-client", "ez-wsi-dicomweb", "imagecodecs", "numpy", "opencv-python-headless", "pillow"}
+    {
+        "cachetools",
+        "dicomweb-client",
+        "ez-wsi-dicomweb",
+        "imagecodecs",
+        "isal",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+    }
     | {"pydicom", "requests", "urllib3", "wsidicom"}
 )
 """Whose versions are told."""

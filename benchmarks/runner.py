@@ -283,4 +283,4 @@ def contenders(names: list[str], pythons: dict[str, Path], checkouts: dict[str, 
 
     found = [Contender(name, name, python(name)) for name in names]
     found += [Contender(label, "wsiweb", python("wsiweb"), root.resolve()) for label, root in checkouts.items()]
-    return [*found, Contender("floor", "floor", python("wsiweb"))]
+    return [*found, Contender("floor", "floor", python("floor"))]

@@ -1,8 +1,9 @@
 """The slides that are measured: what they look like, which frames a region needs, and which pixels it has.
 
-A picture of some thousand pixels square is painted once, and repeats over a level: a level of any number of frames is
-then made of some hundred distinct encoded frames, the same for every reader, and the pixels of any region are known
-without any reader. Used by every process of a benchmark, in whatever environment, so it needs nothing but numpy.
+A picture of some thousand pixels square is painted once, and repeats over a level, further up each time to the right
+(else whoever compresses a row would find the repetition): a level of any number of frames is then made of some hundred
+distinct encoded frames, the same for every reader, and the pixels of any region are known without any reader. Used by
+every process of a benchmark, in whatever environment, so it needs nothing but numpy.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 JPEG, JPEG_2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91"
+SHIFT = 7
+"""Tiles by which the picture is moved up wherever it repeats to the right."""
 Region = tuple[int, int, int, int]
 """(x, y, w, h) in pixels of a level."""
 
@@ -109,9 +112,12 @@ class LevelSpec:
     @property
     def palette_indices(self) -> npt.NDArray[np.int64]:
         """Return, for each frame, which of the distinct frames it is."""
-        column, row = (self.places % self.period).T
-        indices: npt.NDArray[np.int64] = row * self.period + column
-        return indices
+        column, row = self.places.T
+        return self._palette_index(column, row)
+
+    def _palette_index(self, column: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        shifted = row + SHIFT * (column // self.period)
+        return shifted % self.period * self.period + column % self.period
 
     def palette_indices_of(self, regions: Iterable[Region]) -> npt.NDArray[np.int64]:
         """Return the distinct frames that regions of a full level touch, each frame once, by index into the palette."""
@@ -121,8 +127,7 @@ class LevelSpec:
         for x, y, w, h in regions:
             touched[max(y, 0) // tile : -(-(y + h) // tile), max(x, 0) // tile : -(-(x + w) // tile)] = True
         row, column = np.nonzero(touched)
-        indices: npt.NDArray[np.int64] = row % self.period * self.period + column % self.period
-        return indices
+        return self._palette_index(column, row)
 
 
 class StoredSlide:
@@ -143,8 +148,9 @@ class StoredSlide:
         picture = np.load(self.folder / f"pixels-{level}.npy", mmap_mode="r")
         x, y, w, h = region
         side = picture.shape[0]
-        rows, columns = np.arange(y, y + h) % side, np.arange(x, x + w) % side
-        found: Pixels = picture[rows[:, None], columns]
+        columns = np.arange(x, x + w)
+        rows = np.arange(y, y + h)[:, None] + SHIFT * self.spec.tile * (columns // side)
+        found: Pixels = picture[rows % side, columns % side]
         return found
 
     def metadata(self) -> list[dict[str, Any]]:

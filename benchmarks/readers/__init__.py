@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
         "warm": ({"threads": None}, {"threads": 4}),
         "thumbnail": ({"threads": None}, {"threads": 4}, {"threads": 8}),
         "regions": ({"pool": 4}, {"pool": 8}, {"pool": 16}, {"pool": 32}),
-        "png": ({"threads": 4}, {"threads": 8}),
+        "png": ({"threads": 4},),
     },
     "ez-wsi": {
         "region": ({"parts": 1}, {"parts": 4}),
