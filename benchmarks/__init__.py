@@ -1,0 +1,1 @@
+"""How fast wsiweb and its peers read, measured by anyone: ``python -m benchmarks --help``. See ``README.md``."""

@@ -1,0 +1,66 @@
+"""wsidicom: a pool of threads over patches, and its own threads within a region."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from dicomweb_client import DICOMwebClient
+from PIL import Image
+from pydicom.uid import UID
+from wsidicom import WsiDicom, WsiDicomWebClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from benchmarks.readers import Place
+    from benchmarks.slides import Region
+
+    Pixels = npt.NDArray[np.uint8]
+
+
+class Reader:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._threads: int | None = settings.get("threads")
+        self._pool: int = settings.get("pool", 4)
+        self._slide: Any = None
+
+    def open(self, place: Place) -> tuple[int, int]:
+        client = WsiDicomWebClient(DICOMwebClient(place.url))
+        self._slide = WsiDicom.open_web(client, UID(place.study_uid), UID(place.series_uid))
+        size = self._slide.levels.base_level.size
+        return size.width, size.height
+
+    def region(self, level: int, region: Region) -> Pixels:
+        x, y, w, h = region
+        found: Pixels = self._slide.read_region(
+            (x, y), level.bit_length() - 1, (w, h), threads=self._threads, as_array=True
+        )
+        return found
+
+    def regions(self, level: int, regions: Sequence[Region]) -> Iterator[Pixels]:
+        """Keep twice as many reads under way as there are threads."""
+        with ThreadPoolExecutor(self._pool) as pool:
+            under_way: deque[Future[Pixels]] = deque()
+            for region in regions:
+                under_way.append(pool.submit(self.region, level, region))
+                if len(under_way) >= 2 * self._pool:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
+    def thumbnail(self, max_size: int) -> Pixels:
+        found: Pixels = self._slide.read_thumbnail(max_size, threads=self._threads, as_array=True)
+        return found
+
+    def png(self, path: str, level: int, region: Region) -> None:
+        """Pillow cannot write in bands; its fastest compression."""
+        Image.fromarray(self.region(level, region)).save(path, compress_level=1)
+
+    def close(self) -> None:
+        self._slide.close()

@@ -1,0 +1,111 @@
+"""From results to a table in Markdown."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    Json = dict[str, Any]
+
+BEGIN, END = "<!-- benchmark table -->", "<!-- end of benchmark table -->"
+
+
+def medians(run: Json) -> dict[tuple[str, str], dict[str, Json]]:
+    """Return medians by workload and profile, then reader; a reader that only failed has its ``error``."""
+    groups: dict[tuple[str, str], dict[str, list[Json]]] = {}
+    for result in run["results"]:
+        key = result["workload"], result["profile"]
+        groups.setdefault(key, {}).setdefault(result["reader"], []).append(result)
+    return {key: {reader: _median(results) for reader, results in readers.items()} for key, readers in groups.items()}
+
+
+def _median(results: list[Json]) -> Json:
+    good = [one for one in results if "seconds" in one and "error" not in one]
+    timed = [one for one in good if one["round"]] or good
+    if not timed:
+        return {"error": results[0]["error"]}
+    found: Json = {}
+    for name in dict.fromkeys(name for one in timed for name in one):
+        values = [one[name] for one in timed if isinstance(one.get(name), (int, float))]
+        if values and name != "round":
+            found[name] = statistics.median(values)
+    seconds = [one["seconds"] for one in timed]
+    return {
+        **found,
+        "lowest": min(seconds),
+        "highest": max(seconds),
+        "rounds": len(seconds),
+        "settings": timed[0]["settings"],
+    }
+
+
+def table(run: Json, reader: str = "wsiweb") -> str:
+    """Return the table: seconds of each reader, and two ratios that say how ``reader`` stands."""
+    rows = medians(run)
+    readers = list(dict.fromkeys(name for row in rows.values() for name in row if name != "floor"))
+    peers = [name for name in readers if name != reader]
+    head = ["workload", "network", *readers, "best peer / wsiweb", "floor", "wsiweb / floor", "requests", "peak MB"]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for (name, profile), row in rows.items():
+        own = row.get(reader, {}).get("seconds")
+        others = [row[peer]["seconds"] for peer in peers if "seconds" in row.get(peer, {})]
+        floor = row.get("floor", {}).get("seconds")
+        lines.append(
+            [
+                WORKLOADS[name].title,
+                profile,
+                *(_seconds(row.get(one)) for one in readers),
+                _ratio(min(others, default=None), own),
+                _seconds(row.get("floor")),
+                _ratio(own, floor),
+                " / ".join(_whole(row.get(one, {}).get("requests")) for one in readers),
+                " / ".join(_whole(row.get(one, {}).get("peak_bytes"), 1e6) for one in readers),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _seconds(cell: Json | None) -> str:
+    if cell is None:
+        return "-"
+    if "seconds" not in cell:
+        return "wrong" if "wrong pixels" in cell["error"] else "too slow" if "longer than" in cell["error"] else "fails"
+    return f"{cell['seconds']:.3g} s" if cell["seconds"] >= 0.0995 else f"{cell['seconds'] * 1000:.3g} ms"
+
+
+def _ratio(above: float | None, below: float | None) -> str:
+    return "-" if above is None or not below else f"{above / below:.2f}"
+
+
+def _whole(value: float | None, unit: float = 1) -> str:
+    return "-" if value is None else f"{value / unit:,.0f}"
+
+
+def summary(run: Json) -> str:
+    """Return a line that says on what the table was measured."""
+    machine = run["machine"]
+    versions = ", ".join(
+        f"{name} {found.get(package, '?')}"
+        for name, package in (("wsidicom", "wsidicom"), ("ez-wsi", "ez-wsi-dicomweb"))
+        if (found := machine["versions"].get(name))
+    )
+    return (
+        f"Medians of {run['repeats']} fresh processes each, taken in turn, seed {run['seed']}; "
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; "
+        f"{versions + '; ' if versions else ''}{machine['time'][:10]}."
+    )
+
+
+def insert(readme: Path, text: str) -> None:
+    """Put a table between the markers of a Markdown file."""
+    page = readme.read_text()
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{readme} lacks the lines {BEGIN!r} and {END!r}.")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page))
