@@ -12,7 +12,7 @@ from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import check_region
 from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
-from wsiweb.regions import read_views
+from wsiweb.regions import RegionArrays
 from wsiweb.resolution import view_of_level
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def export_png(
     if not channel.colour:
         profile = None
     embedded = icc_profiles.srgb_profile() if profile and to_srgb else profile
-    arrays = read_views(
+    arrays = RegionArrays(
         reader,
         view_of_level(level),
         bands,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from wsiweb.geometry import Rectangle
 from wsiweb.plan import plan_read
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -32,19 +32,8 @@ _BAND_BYTES = 32 << 20
 """Of a level's pixels held at once while a region is resampled."""
 
 
-def read_views(
-    reader: Reader,
-    view: View,
-    regions: Iterable[Rectangle],
-    channels: Sequence[Channel],
-    *,
-    stacked: bool,
-    outs: Iterable[Pixels] | None = None,
-    profile: bytes | None = None,
-    ahead_bytes: int | None = None,
-    keep: bool = True,
-) -> Generator[Pixels, None, None]:
-    """Yield the pixels of each region in order, fetched and decoded ahead.
+class RegionArrays:
+    """An iterator over the pixels of regions in order, fetched and decoded ahead.
 
     Parameters
     ----------
@@ -61,33 +50,62 @@ def read_views(
     ahead_bytes, keep
         As for ``Reader.stream``.
     """
-    background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
-    targets = iter(outs) if outs is not None else None
-    direct = targets if not view.resampled else None  # a level's own pixels go straight where they belong
-    drawn: deque[list[Rectangle]] = deque()  # what was planned and is not read yet
 
-    def plans() -> Iterator[tuple[ReadPlan, Pixels | None]]:
-        for region in regions:
-            parts = list(_bands(view, region))
-            drawn.append(parts)
-            for part in parts:
-                plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
-                yield plan, None if direct is None else next(direct)
+    def __init__(
+        self,
+        reader: Reader,
+        view: View,
+        regions: Iterable[Rectangle],
+        channels: Sequence[Channel],
+        *,
+        stacked: bool,
+        outs: Iterable[Pixels] | None = None,
+        profile: bytes | None = None,
+        ahead_bytes: int | None = None,
+        keep: bool = True,
+    ) -> None:
+        self._reader = reader
+        self._view = view
+        self._background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
+        self._profile = profile
+        outs = iter(outs) if outs is not None else None
+        direct = outs if not view.resampled else None  # a level's own pixels go straight where they belong
+        self._targets = outs if direct is None else None
+        drawn: deque[list[Rectangle]] = deque()  # what was planned and is not read yet
 
-    stream = reader.stream(plans(), ahead_bytes=ahead_bytes, keep=keep)
-    try:
-        for first in stream:
-            head, *others = drawn.popleft()
-            pieces = [view.resample(first, head, background)]
-            pieces += [view.resample(next(stream), part, background) for part in others]
-            array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-            if targets is not None and direct is None:
-                target = next(targets)
-                target[...] = array
-                array = target
-            yield _to_srgb(reader, array, profile) if profile else array
-    finally:
-        stream.close()
+        def plans() -> Iterator[tuple[ReadPlan, Pixels | None]]:
+            for region in regions:
+                parts = list(_bands(view, region))
+                drawn.append(parts)
+                for part in parts:
+                    plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
+                    yield plan, None if direct is None else next(direct)
+
+        self._drawn = drawn
+        self._stream = reader.stream(plans(), ahead_bytes=ahead_bytes, keep=keep)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Pixels:
+        first = next(self._stream)
+        head, *others = self._drawn.popleft()
+        pieces = [self._view.resample(first, head, self._background)]
+        pieces += [self._view.resample(next(self._stream), part, self._background) for part in others]
+        array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if self._targets is not None:
+            target = next(self._targets)
+            target[...] = array
+            array = target
+        return _to_srgb(self._reader, array, self._profile) if self._profile else array
+
+    def start(self) -> None:
+        """Begin to fetch ahead, before the first region is asked for."""
+        self._stream.start()
+
+    def close(self) -> None:
+        """Stop at once; closing again does nothing."""
+        self._stream.close()
 
 
 def _to_srgb(reader: Reader, array: Pixels, profile: bytes) -> Pixels:

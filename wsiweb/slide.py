@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import icc as icc_profiles
@@ -16,7 +16,7 @@ from wsiweb.options import ReadOptions
 from wsiweb.plan import check_region
 from wsiweb.pyramid import Level, Pyramid, single_image
 from wsiweb.reader import Reader
-from wsiweb.regions import Region, integer, read_views, rectangle
+from wsiweb.regions import Region, RegionArrays, integer, rectangle
 from wsiweb.resolution import View
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class Slide:
         level, channel = self._thumbnail_level(width, height)
         scale = level.width / width, level.height / height
         view = View(level, width, height, scale, None)
-        return next(read_views(self._running(), view, [view.bounds], [channel], stacked=False))
+        return next(RegionArrays(self._running(), view, [view.bounds], [channel], stacked=False))
 
     def _thumbnail_level(self, width: int, height: int) -> tuple[Level, Channel]:
         """Return the smallest image of the whole slide that has at least so many pixels."""
@@ -520,7 +520,7 @@ class Slide:
         outs: Iterable[Pixels] | None = None,
         *,
         check: bool = True,
-    ) -> Generator[Pixels, None, None]:
+    ) -> RegionArrays:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
         channels, stacked = self._channels(view.level, optical_path, focal_plane)
@@ -537,7 +537,7 @@ class Slide:
         profile = None
         if icc == "srgb" and channels[0].colour:
             profile = self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
-        return read_views(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile)
+        return RegionArrays(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile)
 
     def _running(self) -> Reader:
         """Return the reader of this process: no lock, pool or socket crosses a fork."""
@@ -606,7 +606,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
         position = self._positions[name]
         level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
         view = resolution.view_of_level(level)
-        return next(read_views(self._slide._running(), view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
+        return next(RegionArrays(self._slide._running(), view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)

@@ -170,6 +170,14 @@ class Stream:
         self._ahead_bytes -= job.plan.output_bytes
         return job.array
 
+    def start(self) -> None:
+        """Plan and fetch ahead, without waiting for anything."""
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Stop at once: nothing more is fetched or decoded for this iterator."""
         self._reader.end(self._errand)

@@ -10,11 +10,14 @@ from wsiweb.errors import WsiWebError
 from wsiweb.patches.values import PatchBatch, SkippedPatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
     from wsiweb.patches.plan import PatchPlan
+
+AHEAD_BATCHES = 4
+"""From so many batches before the end of a plan on, the next is fetched as well."""
 
 
 class Batches:
@@ -69,7 +72,35 @@ class Batches:
             self._pending.append(np.empty((rows, *self._plan.shape), self._plan.dtype))
             yield from self._pending[-1]
 
+    @property
+    def left(self) -> int:
+        """Patches that were not returned yet."""
+        return len(self._plan) - self._done
+
+    def start(self) -> None:
+        """Begin to fetch ahead, before the first batch is asked for."""
+        self._images.start()
+
     def close(self) -> None:
         """Stop fetching and decoding ahead."""
         self._done = len(self._plan)
         self._images.close()
+
+
+def chained(plans: Sequence[PatchPlan], n: int) -> Iterator[tuple[int, PatchBatch]]:
+    """Yield the batches of one plan after the other, with the number of the plan.
+
+    The next plan begins to fetch before the last batches of this one are taken, so that nobody waits in between.
+    """
+    waiting = [plan.batches(n) for plan in plans]
+    try:
+        for number, batches in enumerate(waiting):
+            started = False
+            for batch in batches:
+                if not started and batches.left <= AHEAD_BATCHES * n and number + 1 < len(waiting):
+                    waiting[number + 1].start()
+                    started = True
+                yield number, batch
+    finally:
+        for batches in waiting:
+            batches.close()

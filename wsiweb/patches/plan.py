@@ -22,9 +22,10 @@ from wsiweb.patches.values import Floats, Patch, PatchBatch, PatchCost
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.patches.tissue import TissueMask
+    from wsiweb.regions import RegionArrays
     from wsiweb.resolution import View
     from wsiweb.slide import Slide
 
@@ -347,7 +348,7 @@ class PatchPlan:
 
         return plot(self, axes, max_size=max_size)
 
-    def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> Generator[npt.NDArray[Any], None, None]:
+    def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> RegionArrays:
         return self.slide._read(self.view, self._rectangles(), None, None, None, outs, check=False)  # noqa: SLF001
 
     def _positions(self, chunk: int) -> Iterator[tuple[Integers, Integers]]:
