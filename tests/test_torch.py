@@ -1,0 +1,166 @@
+"""Patches in PyTorch: right pixels in every kind of worker, and a batch fetched together."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from wsiweb import RegionError
+
+if TYPE_CHECKING:
+    from conftest import Opener, SlideMaker
+
+    from wsiweb import Slide
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+data = pytest.importorskip("torch.utils.data")
+from wsiweb.torch import PatchDataset, PatchIterableDataset, PatchSet  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+]
+
+
+@pytest.fixture
+def slide(open_web: Opener, synthetic: SlideMaker) -> Slide:
+    return open_web(synthetic("rgb"))
+
+
+def check(slide: Slide, sample: dict[str, Any], size: int) -> None:
+    image = sample["image"].numpy()
+    assert image.dtype == np.uint8
+    truth = slide.read_region(0, int(sample["x_base"]), int(sample["y_base"]), size, size)
+    np.testing.assert_array_equal(np.moveaxis(image, 0, -1), truth)
+
+
+def test_samples(slide: Slide) -> None:
+    patches = slide.patches(64)
+    dataset = PatchDataset(patches, labels=list(range(len(patches))))
+    assert len(dataset) == len(patches)
+    sample = dataset[17]
+    assert set(sample) == {"image", "index", "x_base", "y_base", "label"}
+    assert (sample["index"], sample["label"], tuple(sample["image"].shape)) == (17, 17, (3, 64, 64))
+    check(slide, sample, 64)
+    assert "label" not in PatchDataset(patches)[0]
+    assert PatchDataset(patches, labels="tumour")[3]["label"] == "tumour"
+    assert dataset[-1]["index"] == len(patches) - 1
+    with pytest.raises(IndexError):
+        dataset[len(patches)]
+    with pytest.raises(RegionError):
+        PatchDataset(patches, labels=[1, 2])
+    halved = PatchDataset(patches, transform=lambda image: image.float() / 2)[2]
+    torch.testing.assert_close(halved["image"], dataset[2]["image"].float() / 2)
+
+
+def test_monochrome_has_one_channel(open_web: Opener, synthetic: SlideMaker) -> None:
+    slide = open_web(synthetic("jpeg-mono8"))
+    sample = PatchDataset(slide.patches(50))[1]
+    assert tuple(sample["image"].shape) == (1, 50, 50)
+
+
+def test_a_batch_is_fetched_together(open_web: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("rgb")
+    slide = open_web(truth)
+    dataset = PatchDataset(slide.patches(32))
+    before = slide.stats.requests
+    samples = dataset.__getitems__([0, 1, 2, 3])  # of the same few frames
+    assert slide.stats.requests - before == 1
+    assert [sample["index"] for sample in samples] == [0, 1, 2, 3]
+    assert [sample["index"] for sample in dataset[[5, 3]]] == [5, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_loaders(slide: Slide, workers: int, method: str) -> None:
+    if workers == 0 and method != "fork":
+        pytest.skip("no process is started")
+    patches = slide.patches(64).shuffle(1)
+    slide.read_region(0, 0, 0, 10, 10)  # the parent has threads and connections
+    requests = slide.stats.requests
+    loader = data.DataLoader(
+        PatchDataset(patches), batch_size=16, num_workers=workers,
+        multiprocessing_context=method if workers else None,
+    )  # fmt: skip
+    seen = []
+    for batch in loader:
+        assert batch["image"].shape[1:] == (3, 64, 64)
+        assert batch["image"].dtype == torch.uint8
+        for row in range(len(batch["index"])):
+            check(slide, {name: column[row] for name, column in batch.items()}, 64)
+        seen += batch["index"].tolist()
+    assert seen == patches.index.tolist()
+    assert workers == 0 or slide.stats.requests >= requests
+
+
+def test_a_sampler_of_batches(slide: Slide) -> None:
+    patches = slide.patches(64)
+    sampler = data.BatchSampler(data.SequentialSampler(patches), 10, drop_last=False)
+    loader = data.DataLoader(PatchDataset(patches), batch_size=None, sampler=sampler)
+    assert [sample["index"] for batch in loader for sample in batch] == list(range(len(patches)))
+
+
+def test_several_slides(slide: Slide, open_web: Opener, synthetic: SlideMaker) -> None:
+    other = open_web(synthetic("rgb", sizes=((600, 400),)))
+    plans = [slide.patches(64)[:5], other.patches(64)[:20]]
+    dataset = PatchSet(plans, labels=["a", list(range(20))])
+    assert len(dataset) == 25
+    samples = dataset.__getitems__([24, 0, 7])
+    assert [(sample["slide"], sample["index"], sample["label"]) for sample in samples] == [
+        (1, 19, 19),
+        (0, 0, "a"),
+        (1, 2, 2),
+    ]
+    check(other, samples[0], 64)
+    check(slide, samples[1], 64)
+    weights = dataset.weights()
+    assert weights[:5].sum() == pytest.approx(weights[5:].sum())
+    with pytest.raises(RegionError):
+        PatchSet(plans, labels=["a"])
+
+
+@pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (2, 3), (0, 2)])
+def test_streams_share_patches_out(slide: Slide, workers: int, world: int) -> None:
+    patches = slide.patches(50)
+    seen: list[int] = []
+    lengths = []
+    for rank in range(world):
+        dataset = PatchIterableDataset(patches, seed=3, rank=rank, world_size=world)
+        context = "spawn" if workers else None
+        loader = data.DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
+        mine = [int(sample["index"]) for sample in loader]
+        lengths.append(len(mine))
+        assert len(dataset) == len(mine)
+        seen += mine
+    assert len(set(seen)) == len(seen)
+    assert set(lengths) == {len(patches) // world}
+
+
+def test_streams_of_several_slides_and_epochs(slide: Slide, open_web: Opener, synthetic: SlideMaker) -> None:
+    other = open_web(synthetic("rgb", sizes=((600, 400),)))
+    dataset = PatchIterableDataset([slide.patches(64), other.patches(64)], seed=1)
+    first = [(sample["slide"], sample["index"]) for sample in dataset]
+    assert [number for number, _ in first] == sorted(number for number, _ in first)
+    assert first == [(sample["slide"], sample["index"]) for sample in dataset]
+    dataset.set_epoch(1)
+    assert sorted(first) == sorted((sample["slide"], sample["index"]) for sample in dataset)
+    for sample in dataset:
+        check((slide, other)[sample["slide"]], sample, 64)
+        break
+
+
+def test_streams_go_on(slide: Slide) -> None:
+    patches = slide.patches(64)
+    whole = [sample["index"] for sample in PatchIterableDataset(patches, seed=2)]
+    dataset = PatchIterableDataset(patches, seed=2)
+    stream = iter(dataset)
+    begun = [next(stream)["index"] for _ in range(13)]
+    state = pickle.loads(pickle.dumps(dataset.state_dict()))
+    again = PatchIterableDataset(patches, seed=2)
+    again.load_state_dict(state)
+    assert begun + [sample["index"] for sample in again] == whole
+    with pytest.raises(RegionError):
+        PatchIterableDataset(patches, rank=2, world_size=2)
