@@ -45,7 +45,7 @@ LAYERS = {
         ("server.answer",),
         ("server.accept",),
     ),
-    "face": (("slide",),),
+    "face": (("slide",), ("level",)),
     "use": (
         ("torch",),
         ("patches",),
@@ -98,6 +98,7 @@ FOREIGN = {
     "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "patches.tissue", "server.rendered"),
     "isal": ("png",),
     "typer": ("cli",),
+    "dask": ("level",),
     "torch": ("torch",),
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),

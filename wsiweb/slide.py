@@ -12,6 +12,7 @@ from wsiweb import opening, resolution
 from wsiweb.content import SlideContent, load_content
 from wsiweb.errors import MetadataError, RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
+from wsiweb.level import SlideLevel
 from wsiweb.options import ReadOptions
 from wsiweb.plan import check_region
 from wsiweb.pyramid import Level, Pyramid, single_image
@@ -132,24 +133,31 @@ class Slide:
         return self._content.pyramids
 
     @property
-    def levels(self) -> tuple[Level, ...]:
-        """Levels of the pyramid that is open, by decreasing resolution."""
-        return self._pyramid.levels
+    def levels(self) -> tuple[SlideLevel, ...]:
+        """Levels of the pyramid that is open, by decreasing resolution. Each can be sliced like an array."""
+        names = Level.__slots__
+        return tuple(
+            SlideLevel(**{name: getattr(level, name) for name in names}, slide=self) for level in self._pyramid.levels
+        )
+
+    @property
+    def _base(self) -> Level:
+        return self._pyramid.levels[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """(w, h) of level 0 in pixels."""
-        return self.levels[0].size
+        return self._base.size
 
     @property
     def mpp(self) -> tuple[float, float] | None:
         """(x, y) of level 0 in µm a pixel, or None where the slide does not tell."""
-        return self.levels[0].mpp
+        return self._base.mpp
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of level 0: uint8 or uint16."""
-        return self.levels[0].dtype
+        return self._base.dtype
 
     @property
     def study_uid(self) -> str:
@@ -311,7 +319,7 @@ class Slide:
         MetadataError
             The slide does not tell its resolution.
         """
-        view = resolution.view_at_mpp(self.levels, mpp, upsample=upsample)
+        view = resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
         return next(self._read(view, [(x, y, w, h)], optical_path, focal_plane, icc))
 
     def thumbnail(self, max_size: int = 1024) -> Pixels:
@@ -323,7 +331,7 @@ class Slide:
         max_size = integer(max_size, "max_size")
         if max_size < 1:
             raise RegionError(f"max_size is at least 1, not {max_size}.")
-        base = self.levels[0]
+        base = self._base
         factor = min(1.0, max_size / max(base.size))
         width, height = (max(round(side * factor), 1) for side in base.size)
         level, channel = self._thumbnail_level(width, height)
@@ -333,18 +341,18 @@ class Slide:
 
     def _thumbnail_level(self, width: int, height: int) -> tuple[Level, Channel]:
         """Return the smallest image of the whole slide that has at least so many pixels."""
-        base = self.levels[0]
+        base = self._base
         for position, instance in enumerate(self._content.instances):
             if instance.flavor == "THUMBNAIL" and instance.pixels.colour == (len(base.shape) == 3):
                 distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
                 large = instance.matrix_width >= width and instance.matrix_height >= height
                 if large and abs(distortion - 1) < 0.01:
                     return single_image(instance, position)
-        sufficient = [level for level in self.levels if level.width >= width and level.height >= height]
+        sufficient = [level for level in self._pyramid.levels if level.width >= width and level.height >= height]
         level = sufficient[-1]
         return level, self._pyramid.channel(level.index, None, None)
 
-    def level_for_mpp(self, mpp: float) -> Level:
+    def level_for_mpp(self, mpp: float) -> SlideLevel:
         """Return the coarsest level at least as fine as ``mpp`` µm a pixel in both axes, within 1 %.
 
         Level 0 where none is.
@@ -354,11 +362,11 @@ class Slide:
         MetadataError
             The slide does not tell its resolution.
         """
-        return resolution.level_for_mpp(self.levels, mpp)
+        return self.levels[resolution.level_for_mpp(self._pyramid.levels, mpp).index]
 
-    def level_for_downsample(self, downsample: float) -> Level:
+    def level_for_downsample(self, downsample: float) -> SlideLevel:
         """Return the coarsest level whose downsample is at most this, within 1 %."""
-        return resolution.level_for_downsample(self.levels, downsample)
+        return self.levels[resolution.level_for_downsample(self._pyramid.levels, downsample).index]
 
     def patches(
         self,
@@ -476,12 +484,13 @@ class Slide:
     # How it is done -------------------------------------------------------------------------------
 
     def _level(self, level: int | Level) -> Level:
-        if isinstance(level, Level):
-            level = level.index
-        index = integer(level, "level")
-        if not 0 <= index < len(self.levels):
-            raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(self.levels) - 1}.")
-        return self.levels[index]
+        levels = self._pyramid.levels
+        index = level.index if isinstance(level, Level) else integer(level, "level")
+        if not 0 <= index < len(levels):
+            raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
+        if isinstance(level, SlideLevel) and level.slide.series_uid != self.series_uid:
+            raise RegionError(f"This is a level of another slide, {level.slide.series_uid}.")
+        return levels[index]
 
     def _view(
         self, level: int | Level | None, mpp: float | None, magnification: float | None, *, upsample: bool
@@ -489,14 +498,14 @@ class Slide:
         if sum(value is not None for value in (level, mpp, magnification)) > 1:
             raise RegionError("Give one of level=, mpp= and magnification=, not several.")
         if mpp is not None:
-            return resolution.view_at_mpp(self.levels, mpp, upsample=upsample)
+            return resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
         if magnification is not None:
             power = self.properties.get("objective_power")
             if not magnification > 0:
                 raise RegionError(f"magnification is a positive number, not {magnification!r}.")
             if power:
-                return resolution.view_at_downsample(self.levels, power / magnification, upsample=upsample)
-            return resolution.view_at_mpp(self.levels, 10 / magnification, upsample=upsample)
+                return resolution.view_at_downsample(self._pyramid.levels, power / magnification, upsample=upsample)
+            return resolution.view_at_mpp(self._pyramid.levels, 10 / magnification, upsample=upsample)
         return resolution.view_of_level(self._level(0 if level is None else level))
 
     def _channels(

@@ -1,0 +1,147 @@
+"""A level of a slide as an array that is read where it is sliced: for numpy, dask, and what builds on them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.errors import RegionError, UnsupportedError
+from wsiweb.pyramid import Level
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from wsiweb.slide import Slide
+
+MAX_ARRAY_BYTES = 1 << 30
+"""As a whole, a larger level is surely not what anybody wants."""
+CHUNK_SIDE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class SlideLevel(Level):
+    """A level of an open slide; ``level[y0:y1, x0:x1]`` reads just that, of the default optical path and focal plane.
+
+    Axes are (rows, columns, samples), as in all arrays here. Integers, and slices with steps, are taken as numpy
+    takes them; an empty slice costs no request.
+    """
+
+    slide: Slide = field(compare=False, repr=False, kw_only=True)
+    """That it belongs to."""
+
+    @property
+    def ndim(self) -> int:
+        """3 for colour, 2 for monochrome."""
+        return len(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of a good piece to read at once: whole tiles, about 2048 x 2048 pixels."""
+        return self._chunks(CHUNK_SIDE)
+
+    def _chunks(self, side: int) -> tuple[int, ...]:
+        whole = (max(round(side / tile), 1) * tile for tile in reversed(self.tile_size))
+        return (*whole, *self.shape[2:])
+
+    def __len__(self) -> int:
+        return self.height
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        axes = _axes(key, self.shape)
+        spans = [_span(one, extent) for one, extent in zip(axes, self.shape, strict=True)]
+        (top, h), (left, w) = spans[:2]
+        if not all(length for _, length in spans):
+            pixels = np.empty((h, w, *self.shape[2:]), self.dtype)
+        else:
+            pixels = self.slide.read_region(self.index, left, top, w, h)
+        within = [_within(one, start) for one, (start, _) in zip(axes[:2], spans[:2], strict=True)]
+        return pixels[(*within, *axes[2:])]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001
+        """Read the whole level, where that is small.
+
+        Raises
+        ------
+        RegionError
+            It has more than 1 GiB.
+        """
+        if copy is False:
+            raise ValueError("A level is no array in memory: it cannot be had without a copy.")
+        size_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        if size_bytes > MAX_ARRAY_BYTES:
+            raise RegionError(
+                f"Level {self.index} as one array has {size_bytes:,} bytes. Slice it, take a coarser level, or use "
+                f"level.to_dask()."
+            )
+        array = self[...]
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def to_dask(self, chunks: int = CHUNK_SIDE) -> Any:
+        """Return a dask array of the level; slices of it read no more than they show.
+
+        Parameters
+        ----------
+        chunks
+            Side of a chunk in pixels, about: it becomes a multiple of the tiles.
+
+        Raises
+        ------
+        UnsupportedError
+            dask is not installed (``wsiweb[dask]``).
+        """
+        try:
+            import dask.array as da  # noqa: PLC0415
+        except ImportError as error:
+            raise UnsupportedError("This needs dask: pip install 'wsiweb[dask]'.") from error
+        if operator.index(chunks) < 1:
+            raise RegionError(f"chunks is a number of pixels, not {chunks}.")
+        meta = np.empty((0,) * self.ndim, self.dtype)
+        from_array: Any = da.from_array  # untyped
+        return from_array(self, chunks=self._chunks(chunks), meta=meta)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return "wsiweb.Level", self.slide.study_uid, self.slide.series_uid, self.index, self.shape, self.mpp
+
+
+def _axes(key: Any, shape: tuple[int, ...]) -> list[int | slice]:
+    """Return an integer or a slice for each axis, as numpy would understand the key."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if any(one is Ellipsis for one in keys):
+        place = next(n for n, one in enumerate(keys) if one is Ellipsis)
+        keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
+    keys += [slice(None)] * (len(shape) - len(keys))
+    if len(keys) > len(shape):
+        raise IndexError(f"This level has {len(shape)} axes, and {len(keys)} indices were given.")
+    axes: list[int | slice] = []
+    for one, extent in zip(keys, shape, strict=True):
+        if isinstance(one, slice):
+            axes.append(one)
+            continue
+        try:
+            place = operator.index(one)
+        except TypeError:
+            raise IndexError(f"Levels are indexed by integers and slices, not by {type(one).__name__}.") from None
+        if not -extent <= place < extent:
+            raise IndexError(f"Index {place} is out of bounds for an axis of {extent}.")
+        axes.append(place % extent)
+    return axes
+
+
+def _span(key: int | slice, extent: int) -> tuple[int, int]:
+    """Return where an index begins along an axis, and over how many pixels it reaches."""
+    if not isinstance(key, slice):
+        return key, 1
+    places = range(extent)[key]
+    if not places:
+        return 0, 0
+    return min(places[0], places[-1]), abs(places[-1] - places[0]) + 1
+
+
+def _within(key: int | slice, start: int) -> int | slice:
+    """Return the index within what was read."""
+    if not isinstance(key, slice):
+        return key - start
+    return slice(None, None, key.step)
