@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(wsiweb.__file__).parent
 LAYERS = {
     "app": (("__main__",), ("cli",)),
+    "bench": (("bench",),),
     "demo": (
         ("demo.tour",),
         ("demo.slide",),

@@ -148,6 +148,57 @@ def region(
         _stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
 
 
+@app.command()
+def bench(
+    place: SlidePlace,
+    level: Annotated[int, typer.Option("--level", help="Level to read; 0 is the finest.")] = 0,
+    patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Side of the patches in pixels.")] = 256,
+    megabytes: Annotated[float, typer.Option("--megabytes", min=0.1, help="About what may be received.")] = 200.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="About how long it may take.")] = 60.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the places that are read.")] = 1,
+    study: StudyUid = None,
+    series: SeriesUid = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Measure how fast a slide reads from where it is, within a budget of bytes and seconds."""
+    from wsiweb.bench import run_bench  # noqa: PLC0415
+
+    with _stderr.status("opening") as status:
+        report = run_bench(
+            place, level=level, patch_size=patch_size, megabytes=megabytes, seconds=seconds, seed=seed,
+            on_step=lambda step: status.update(f"{step.name}: {step.seconds:.3f} s"),
+            study_uid=study, series_uid=series, **_connection(token, user, header),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+        return
+    columns = ("", "seconds", "patches/s", "first", "requests", "each", "MB", "x decoding")
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for step in report.steps:
+        table.add_row(
+            step.name,
+            f"{step.seconds:.3f}",
+            _figure(step.patches_per_second, ".0f"),
+            _figure(step.first_seconds, ".3f"),
+            str(step.requests),
+            _figure(step.requests_per_patch, ".2f"),
+            f"{step.bytes / 1e6:.1f}",
+            _figure(step.decode_ratio, ".1f"),
+        )
+    _stdout.print(table)
+    if report.stopped:
+        _stderr.print(f"[yellow]Not all was measured:[/yellow] {_escaped(report.stopped)}", soft_wrap=True)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 def describe(slide: Slide) -> dict[str, Any]:
     """Return what ``info --json`` prints."""
     return {
