@@ -53,7 +53,8 @@ def main() -> None:
     run.add_argument("--output", type=Path, default=Path("benchmark.json"), help="results; default benchmark.json")
     show = verbs.add_parser("table", help="print results as a table, or put it into a file")
     show.set_defaults(do=_table)
-    show.add_argument("results", type=Path)
+    show.add_argument("results", type=Path, nargs="+", help="one or more runs on the same machine, shown as one")
+    show.add_argument("--detail", action="store_true", help="all that is known: spread, CPU, connections, settings")
     show.add_argument("--into", type=Path, help="Markdown file with the markers; try README.md")
     verbs.add_parser("list", help="list the workloads").set_defaults(do=_list)
     arguments = parser.parse_args()
@@ -109,8 +110,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    found = json.loads(arguments.results.read_text())
-    text = f"{report.table(found)}\n\n{report.summary(found)}"
+    runs = [json.loads(path.read_text()) for path in arguments.results]
+    found = {**runs[0], "results": [result for run in runs for result in run["results"]]}
+    shown = report.detail(found) if arguments.detail else report.table(found)
+    text = f"{shown}\n\n{report.summary(found)}"
     if arguments.into:
         report.insert(arguments.into, text)
     else:

@@ -46,29 +46,78 @@ def _median(results: list[Json]) -> Json:
 
 
 def table(run: Json, reader: str = "wsiweb") -> str:
-    """Return the table: seconds of each reader, and two ratios that say how ``reader`` stands."""
+    """Return the table: seconds of each reader, and the ratios that say how ``reader`` stands."""
     rows = medians(run)
     readers = list(dict.fromkeys(name for row in rows.values() for name in row if name != "floor"))
-    peers = [name for name in readers if name != reader]
-    head = ["workload", "network", *readers, "best peer / wsiweb", "floor", "wsiweb / floor", "requests", "peak MB"]
+    others = [name for name in readers if name != reader and name in run["machine"]["checkouts"]]
+    peers = [name for name in readers if name != reader and name not in others]
+    ratios = [f"best peer / {reader}", *(f"{other} / {reader}" for other in others)]
+    head = ["workload", "network", *readers, *ratios, "floor", f"{reader} / floor", "requests", "peak MB"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for (name, profile), row in rows.items():
-        own = row.get(reader, {}).get("seconds")
-        others = [row[peer]["seconds"] for peer in peers if "seconds" in row.get(peer, {})]
-        floor = row.get("floor", {}).get("seconds")
+        seconds = {one: cell["seconds"] for one, cell in row.items() if "seconds" in cell}
+        own = seconds.get(reader)
+        best = min((seconds[peer] for peer in peers if peer in seconds), default=None)
         lines.append(
             [
                 WORKLOADS[name].title,
                 profile,
                 *(_seconds(row.get(one)) for one in readers),
-                _ratio(min(others, default=None), own),
+                _ratio(best, own),
+                *(_ratio(seconds.get(other), own) for other in others),
                 _seconds(row.get("floor")),
-                _ratio(own, floor),
+                _ratio(own, seconds.get("floor")),
                 " / ".join(_whole(row.get(one, {}).get("requests")) for one in readers),
                 " / ".join(_whole(row.get(one, {}).get("peak_bytes"), 1e6) for one in readers),
             ]
         )
+    return _markdown(lines)
+
+
+def detail(run: Json) -> str:
+    """Return everything else that is known of each reader and workload, a row for each."""
+    head = [
+        "workload",
+        "network",
+        "reader",
+        "settings",
+        "median",
+        "lowest",
+        "highest",
+        "first",
+        "CPU s",
+        "server CPU s",
+    ]
+    head += ["others CPU s", "requests", "connections", "frames", "MB", "peak MB", "grown by MB", "import s"]
+    lines = [head, ["---"] * 4 + ["---:"] * (len(head) - 4)]
+    for (name, profile), row in medians(run).items():
+        for reader, cell in row.items():
+            if "seconds" not in cell:
+                lines.append([name, profile, reader, cell["error"], *[""] * (len(head) - 4)])
+                continue
+            settings = ", ".join(f"{key}={value}" for key, value in cell["settings"].items())
+            grown = cell["peak_bytes"] - cell["base_bytes"]
+            lines.append(
+                [
+                    *(name, profile, reader, settings),
+                    *(_number(cell.get(key), 4) for key in ("seconds", "lowest", "highest", "first_seconds")),
+                    *(_number(cell.get(f"{key}cpu_seconds"), 2) for key in ("", "server_", "others_")),
+                    *(_whole(cell.get(key)) for key in ("requests", "connections", "frames")),
+                    _number(cell.get("bytes"), 1, 1e6),
+                    _whole(cell["peak_bytes"], 1e6),
+                    _whole(grown, 1e6),
+                    _number(cell.get("import_seconds"), 2),
+                ]
+            )
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, digits: int, unit: float = 1) -> str:
+    return "-" if value is None else f"{value / unit:.{digits}f}"
 
 
 def _seconds(cell: Json | None) -> str:

@@ -178,8 +178,7 @@ def _extract(instance: ServedInstance, wanted: set[str]) -> Json:
 def handle(connection: socket.socket, service: Service) -> None:
     """Answer the requests of one connection, one after the other."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    service.counters.add(connections=1)
-    received = b""
+    received, first = b"", 1
     with connection:
         while True:
             while b"\r\n\r\n" not in received:
@@ -198,7 +197,8 @@ def handle(connection: socket.socket, service: Service) -> None:
             name, _, path = target.lstrip("/").partition("/")
             profile = PROFILES[name]
             status, content_type, body, frames = service.answer(path, headers.get("accept", ""))
-            service.counters.add(requests=1, frames=frames, size=len(body))
+            service.counters.add(requests=1, frames=frames, size=len(body), connections=first)
+            first = 0
             _sleep_until(arrived + profile.latency_seconds)
             _send(connection, status, content_type, body, profile)
             if headers.get("connection", "").lower() == "close":

@@ -141,6 +141,18 @@ def _scale() -> list[Workload]:
     return found
 
 
+def _tiny() -> list[Workload]:
+    """What takes no time, to see that the harness works."""
+    near = ("lan", "wan")
+    return [
+        Workload("tiny-open", "tiny: open", "open", "tiny", near, extra=True),
+        Workload("tiny-region", "tiny: cold 700²", "region", "tiny", near, side=700, extra=True),
+        Workload("tiny-warm", "tiny: 700² read again", "warm", "tiny", near, side=700, extra=True),
+        Workload("tiny-grid", "tiny: grid of 12", "regions", "tiny", near, 256, 12, 4, shuffled=True, extra=True),
+        Workload("tiny-thumbnail", "tiny: thumbnail", "thumbnail", "tiny", near, extra=True),
+    ]
+
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -167,6 +179,7 @@ WORKLOADS = {
             side=512, count=100,
         ),
         *_scale(),
+        *_tiny(),
     )
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(wsiweb.__file__).parent
 LAYERS = {
-    "app": (("__main__",), ("cli",)),
+    "app": (("__main__",), ("cli",), ("cli.measuring", "cli.reading"), ("cli.common",)),
+    "bench": (("bench",),),
     "demo": (
         ("demo.tour",),
         ("demo.slide",),
@@ -97,13 +98,13 @@ FOREIGN = {
     "cachetools": ("cache", "server.index"),
     "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "patches.tissue", "server.rendered"),
     "isal": ("png",),
-    "typer": ("cli",),
+    "typer": ("cli", "cli.common", "cli.measuring", "cli.reading"),
     "dask": ("level",),
     "torch": ("torch",),
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),
     "pandas": ("patches.storage",),
-    "rich": ("cli", "demo.tour", "doctor.screen", "export"),
+    "rich": ("cli.common", "cli.measuring", "cli.reading", "demo.tour", "doctor.screen", "export"),
 }
 """Which modules import a library when they run; nobody else may."""
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
-from isal import isal_zlib
 
 from benchmarks.slides import JPEG, StoredSlide
 
@@ -68,6 +67,8 @@ def prepare(job: Json) -> Callable[[], Json]:
     deflated: list[int] = []
 
     def deflate(strip: bytes) -> None:
+        from isal import isal_zlib
+
         deflated.append(len(isal_zlib.compress(strip, 1)))
 
     def work() -> Json:

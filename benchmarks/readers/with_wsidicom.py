@@ -6,9 +6,11 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import requests
 from dicomweb_client import DICOMwebClient
 from PIL import Image
 from pydicom.uid import UID
+from requests.adapters import HTTPAdapter
 from wsidicom import WsiDicom, WsiDicomWebClient
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
+CONNECTIONS = 32
+
 
 class Reader:
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -31,7 +35,9 @@ class Reader:
         self._slide: Any = None
 
     def open(self, place: Place) -> tuple[int, int]:
-        client = WsiDicomWebClient(DICOMwebClient(place.url))
+        session = requests.Session()
+        session.mount("http://", HTTPAdapter(pool_maxsize=CONNECTIONS))  # else it keeps no more than ten
+        client = WsiDicomWebClient(DICOMwebClient(place.url, session=session))
         self._slide = WsiDicom.open_web(client, UID(place.study_uid), UID(place.series_uid))
         size = self._slide.levels.base_level.size
         return size.width, size.height

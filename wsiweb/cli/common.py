@@ -1,0 +1,84 @@
+"""What the verbs share: the app, the options, the consoles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+import wsiweb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsiweb.slide import Slide
+
+app = typer.Typer(
+    name="wsiweb",
+    help="Read whole-slide images over DICOMweb, or from DICOM files, without downloading the slide.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+SlidePlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="SLIDE", help="URL of a series (https://host/dicomWeb/studies/1.2/series/3.4), folder or file."
+    ),
+]
+StudyUid = Annotated[str | None, typer.Option("--study", help="Study UID, where SLIDE is the root of a service.")]
+SeriesUid = Annotated[str | None, typer.Option("--series", help="Series UID, where SLIDE does not say it.")]
+Token = Annotated[str | None, typer.Option("--token", envvar="WSIWEB_TOKEN", help="Bearer token.", show_envvar=True)]
+User = Annotated[
+    str | None, typer.Option("--user", envvar="WSIWEB_USER", help="USER:PASSWORD for basic authentication.")
+]
+Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value' to send along; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
+
+
+def connection(token: str | None, user: str | None, headers: list[str] | None) -> dict[str, Any]:
+    """Return what ``Slide.open`` takes of the options."""
+    arguments: dict[str, Any] = {}
+    if token:
+        arguments["token"] = token
+    if user:
+        name, colon, password = user.partition(":")
+        if not colon:
+            raise typer.BadParameter("--user is USER:PASSWORD")
+        arguments["auth"] = name, password
+    if headers:
+        pairs = [header.partition(":") for header in headers]
+        if not all(colon and name.strip() for name, colon, _ in pairs):
+            raise typer.BadParameter("--header is 'Name: value'")
+        arguments["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
+    return arguments
+
+
+def open_slide(
+    place: str, study: str | None, series: str | None, token: str | None, user: str | None, header: list[str] | None
+) -> Slide:
+    """Open the slide that the options name."""
+    return wsiweb.Slide.open(place, study_uid=study, series_uid=series, **connection(token, user, header))
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse to overwrite a file unasked."""
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{output} exists; --force overwrites it")
+
+
+def write(output: Path, image: Any, mpp: float | None) -> None:
+    """Write an image as PNG."""
+    from wsiweb.export import write_png  # noqa: PLC0415
+
+    write_png(output, image, mpp=(mpp, mpp) if mpp else None)
+
+
+def escaped(text: str) -> str:
+    """Return text in which rich sees no markup."""
+    return text.replace("[", "\\[")

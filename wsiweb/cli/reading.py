@@ -1,0 +1,181 @@
+"""The verbs that read a slide: demo, info, thumbnail, region."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from wsiweb.cli.common import (
+    AsJson,
+    Header,
+    Overwrite,
+    SeriesUid,
+    SlidePlace,
+    StudyUid,
+    Token,
+    User,
+    app,
+    check_output,
+    connection,
+    open_slide,
+    stderr,
+    stdout,
+    write,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from wsiweb.slide import Slide
+
+
+@app.command()
+def demo(
+    place: Annotated[
+        str | None, typer.Argument(metavar="[SLIDE]", help="Another slide to tour; by default one is made.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the picture.")] = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+) -> None:
+    """Make a slide, serve it over DICOMweb on this computer, and read it: the library in twenty seconds."""
+    from wsiweb.demo.tour import run_demo  # noqa: PLC0415
+
+    run_demo(stdout, place, output, connection(token, user, header), level_table)
+
+
+@app.command()
+def info(
+    place: SlidePlace,
+    study: StudyUid = None,
+    series: SeriesUid = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Show levels, resolution, optical paths and properties of a slide; fetches no pixels."""
+    with open_slide(place, study, series, token, user, header) as slide:
+        if as_json:
+            typer.echo(json.dumps(describe(slide), indent=2, ensure_ascii=False))
+        else:
+            _print_info(slide)
+
+
+@app.command()
+def thumbnail(
+    place: SlidePlace,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("thumbnail.png"),
+    max_size: Annotated[int, typer.Option("--max-size", min=1, help="Longer side in pixels, at most.")] = 1024,
+    study: StudyUid = None,
+    series: SeriesUid = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+    force: Overwrite = False,  # noqa: FBT002
+) -> None:
+    """Write the whole slide as a small PNG."""
+    check_output(output, force=force)
+    with open_slide(place, study, series, token, user, header) as slide:
+        image = slide.thumbnail(max_size)
+        write(output, image, None)
+    stderr.print(f"{output}: {image.shape[1]} x {image.shape[0]} px")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # so that x and y may be negative
+def region(
+    place: SlidePlace,
+    x: Annotated[int, typer.Argument(help="Left edge, in pixels of the level.")],
+    y: Annotated[int, typer.Argument(help="Top edge.")],
+    w: Annotated[int, typer.Argument(help="Width.")],
+    h: Annotated[int, typer.Argument(help="Height.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("region.png"),
+    level: Annotated[int | None, typer.Option("--level", help="Level to read; 0, the finest, by default.")] = None,
+    mpp: Annotated[float | None, typer.Option("--mpp", help="Resolution in µm a pixel, in place of a level.")] = None,
+    optical_path: Annotated[str | None, typer.Option("--optical-path", help="Identifier.")] = None,
+    focal_plane: Annotated[float | None, typer.Option("--focal-plane", help="z offset in µm.")] = None,
+    srgb: Annotated[bool, typer.Option("--srgb", help="Convert by the slide's ICC profile.")] = False,  # noqa: FBT002
+    study: StudyUid = None,
+    series: SeriesUid = None,
+    token: Token = None,
+    user: User = None,
+    header: Header = None,
+    force: Overwrite = False,  # noqa: FBT002
+) -> None:
+    """Write a region as PNG, with its ICC profile and density; any size, in bounded memory."""
+    if level is not None and mpp is not None:
+        raise typer.BadParameter("give --level or --mpp, not both")
+    check_output(output, force=force)
+    with open_slide(place, study, series, token, user, header) as slide:
+        icc = "srgb" if srgb else None
+        if mpp is None:
+            slide.export_png(
+                output, level or 0, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc,
+                progress=stderr.is_terminal,
+            )  # fmt: skip
+        else:
+            image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
+            write(output, image, mpp)
+        stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
+
+
+def describe(slide: Slide) -> dict[str, Any]:
+    """Return what ``info --json`` prints."""
+    return {
+        "study_uid": slide.study_uid,
+        "series_uid": slide.series_uid,
+        "size": slide.size,
+        "mpp": slide.mpp,
+        "dtype": str(slide.dtype),
+        "levels": [
+            {
+                "index": level.index,
+                "size": level.size,
+                "downsample": level.downsample,
+                "mpp": level.mpp,
+                "mpp_source": level.mpp_source,
+                "tile_size": level.tile_size,
+            }
+            for level in slide.levels
+        ],
+        "optical_paths": slide.optical_paths,
+        "focal_planes": slide.focal_planes,
+        "associated_images": list(slide.associated_images),
+        "properties": slide.properties,
+        "pyramids": len(slide.pyramids),
+    }
+
+
+def level_table(slide: Slide) -> Table:
+    """Return the pyramid as a table."""
+    table = Table("level", "size", "downsample", "µm/px", "tile", box=None, header_style="bold", pad_edge=False)
+    for level in slide.levels:
+        table.add_row(
+            str(level.index),
+            f"{level.width:,} x {level.height:,}",
+            f"{level.downsample:g}" if level.index == 0 else f"{level.downsample:.4g}",
+            "" if level.mpp is None else " x ".join(dict.fromkeys(f"{axis:.4g}" for axis in level.mpp)),
+            "{} x {}".format(*level.tile_size),
+        )
+    return table
+
+
+def _print_info(slide: Slide) -> None:
+    stdout.print(f"study   {slide.study_uid}\nseries  {slide.series_uid}\n")
+    stdout.print(level_table(slide))
+    facts = {
+        "pixels": f"{slide.dtype}, {'RGB' if len(slide.levels[0].shape) == 3 else 'monochrome'}",
+        "resolution from": slide.levels[0].mpp_source or "nowhere: state it with mpp=",
+        "optical paths": ", ".join(slide.optical_paths),
+        "focal planes": ", ".join(f"{plane:g} µm" for plane in slide.focal_planes),
+        "associated images": ", ".join(slide.associated_images) or "none",
+        **{name.replace("_", " "): str(value) for name, value in slide.properties.items()},
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    stdout.print()
+    stdout.print(table)
