@@ -41,9 +41,9 @@ LAYERS = {
     "use": (("export", "patches"),),
     "run": (("content",), ("opening", "reader", "regions"), ("stream",)),
     "I/O": (
-        ("bulk", "cache", "sources.client", "sources.local", "sources.web"),
-        ("sources.part10", "sources.retrieval"),
-        ("sources.answers", "sources.elements", "sources.http", "sources.pixeldata"),
+        ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
+        ("sources.part10", "sources.retrieval", "sources.store"),
+        ("sources.answers", "sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.multipart", "sources.retry"),
     ),
     "pure": (
@@ -71,6 +71,7 @@ THREAD_MAKERS = frozenset(
     | {"ThreadingHTTPServer", "ThreadingMixIn", "ThreadingTCPServer", "start_new_thread", "run_in_executor"}
 )
 FOREIGN = {
+    "sqlite3": ("sources.database",),
     "requests": ("opening", "sources.client", "sources.http"),
     "urllib3": ("sources.client", "sources.http"),
     "dicomweb_client": ("opening",),
