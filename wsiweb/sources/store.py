@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _CONTENT_BYTES = 4092
 """Of a page that holds a part of a value (SQLite file format, 1.6)."""
 _MAX_JOURNAL_PAGES = 1024
+_MIN_JOURNAL_PAGES = 96
 _TOUCHES_AT_ONCE = 1000
 _VICTIMS_AT_ONCE = 256
+_SHRUNK_AT_ONCE = 4096
 _MAX_ROUNDS = 16
 """Of eviction in one transaction: a budget that was lowered is come down to in several."""
 _MAX_TRANSACTION_BYTES = 16 << 20
@@ -73,7 +75,8 @@ class DiskStore:
         self._limit_bytes = limit_bytes
         pages = limit_bytes // PAGE_BYTES
         self._journal_pages = min(max(pages // 32, 1), _MAX_JOURNAL_PAGES)
-        self._pages = pages - 2 * self._journal_pages  # the journal grows past its mark while somebody reads
+        # The journal grows past its mark by a transaction, and while somebody reads.
+        self._pages = pages - max(2 * self._journal_pages, _MIN_JOURNAL_PAGES)
         self._transaction_pages = min(max(pages // 32, 1), _MAX_TRANSACTION_BYTES // PAGE_BYTES)
         self._database: Database | None = shared_database(folder, self._journal_pages)
         self._touched: set[int] = set()
@@ -135,6 +138,7 @@ class DiskStore:
                 rows = []
         if rows:
             database.write(partial(self._insert, rows))
+        database.read(self._shrink, None)
 
     def close(self) -> None:
         """Write what is still to be noted, and leave the connection, which ends with its last user."""
@@ -169,10 +173,12 @@ class DiskStore:
             if not numbers:
                 break
             _delete(connection, numbers)
-        # The file shrinks only where the budget was lowered: else new values take the place of old ones.
+
+    def _shrink(self, connection: sqlite3.Connection) -> None:
+        """Give free pages back where the budget was lowered; else new values take the place of old ones."""
         surplus = _pragma(connection, "page_count") - self._pages
-        if surplus > 0:
-            connection.execute(f"PRAGMA incremental_vacuum({surplus})").fetchall()
+        if surplus > 0:  # as a script, or it would stop after one page
+            connection.executescript(f"PRAGMA incremental_vacuum({min(surplus, _SHRUNK_AT_ONCE)})")
 
     def _note_uses(self, connection: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, set()
