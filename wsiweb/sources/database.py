@@ -79,7 +79,7 @@ class Database:
                 return fallback
             try:
                 return work(self._connected())
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 self._fail(error)
                 return fallback
 
@@ -160,7 +160,7 @@ class Database:
 
     # Failure --------------------------------------------------------------------------------------
 
-    def _fail(self, error: sqlite3.Error | OSError) -> None:
+    def _fail(self, error: sqlite3.Error | OSError | UnicodeDecodeError) -> None:
         """Decide what a failure means for those to come. The caller does without the cache."""
         code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the primary code
         if code in _PASSING:
@@ -173,7 +173,7 @@ class Database:
             return
         self._failures += 1
         self._disconnect()
-        if code in _DAMAGED:
+        if code in _DAMAGED or isinstance(error, UnicodeDecodeError):  # the message quotes what is damaged
             self.warn("damaged", f"the database is damaged ({error}); it is deleted and begun anew.")
             with contextlib.suppress(OSError, sqlite3.Error):
                 self._begin_anew()

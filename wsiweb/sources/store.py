@@ -101,15 +101,15 @@ class DiskStore:
         found = {}
         damaged = []
         for number, used, stored_seconds, label, checksum, data, clock in rows:
-            key = wanted[number]
             try:
+                key = wanted[number]
                 if checksum != _checksum(key, stored_seconds, label, data):
                     damaged.append(number)
                     continue
                 found[key] = Entry(data, label.decode(), stored_seconds)
                 if clock - used > self._limit_bytes // 8:
                     self._touched.add(number)
-            except (TypeError, struct.error):  # a damaged row may hold values of any type
+            except (KeyError, TypeError, struct.error):  # a damaged row may hold values of any type
                 damaged.append(number)
         if damaged:
             database.warn("value", "a value was damaged; it is dropped and fetched anew.")
@@ -162,7 +162,8 @@ class DiskStore:
             excess = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
             excess += needed_pages - self._pages
             victims = connection.execute(
-                "SELECT id, pages FROM entries ORDER BY used LIMIT ?", (_VICTIMS_AT_ONCE if excess > 0 else 0,)
+                "SELECT id, CAST(pages AS INTEGER) FROM entries ORDER BY used LIMIT ?",
+                (_VICTIMS_AT_ONCE if excess > 0 else 0,),
             ).fetchall()
             numbers = []
             for number, pages in victims:
