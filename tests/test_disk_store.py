@@ -183,14 +183,14 @@ def test_a_smaller_budget_is_come_down_to(folder: Path) -> None:
     smaller.close()
 
 
-@pytest.mark.parametrize("limit", [0, 1, 5000, 50_000, 200_000])
+@pytest.mark.parametrize("limit", [0, 1, 50_000, 500_000])
 def test_budgets_too_small(folder: Path, limit: int, caplog: pytest.LogCaptureFixture) -> None:
     store = DiskStore(str(folder), limit)
     for number in range(30):
         put(store, number, size=60_000)
         assert there(store, number, size=60_000) == []
-    assert len(caplog.records) == 1
-    assert "budget" in caplog.messages[0]
+    assert len(caplog.records) == (limit > 0)
+    assert all("budget" in message for message in caplog.messages)
     store.close()
 
 

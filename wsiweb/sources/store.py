@@ -6,6 +6,7 @@ Knows no DICOM. Nothing that goes wrong on the disk reaches the caller: a value 
 from __future__ import annotations
 
 import hashlib
+import logging
 import struct
 import time
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from wsiweb.sources.database import Database
+
+logger = logging.getLogger("wsiweb")
 
 _CONTENT_BYTES = 4092
 """Of a page that holds a part of a value (SQLite file format, 1.6)."""
@@ -78,7 +81,11 @@ class DiskStore:
         # The journal grows past its mark by a transaction, and while somebody reads.
         self._pages = pages - max(2 * self._journal_pages, _MIN_JOURNAL_PAGES)
         self._transaction_pages = min(max(pages // 32, 1), _MAX_TRANSACTION_BYTES // PAGE_BYTES)
-        self._database: Database | None = shared_database(folder, self._journal_pages)
+        self._database: Database | None = None
+        if self._pages > 0:
+            self._database = shared_database(folder, self._journal_pages)
+        elif limit_bytes > 0:
+            logger.warning("Disk cache %s: a budget of %d bytes is too small to keep anything.", folder, limit_bytes)
         self._touched: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +102,7 @@ class DiskStore:
             f"FROM entries JOIN data USING (id) WHERE id IN ({','.join('?' * len(wanted))})"
         )
         database = self._database
-        if database is None or self._pages <= 0:
+        if database is None:
             return {}
         rows: list[Any] = database.read(lambda connection: connection.execute(query, tuple(wanted)).fetchall(), [])
         found = {}
@@ -129,7 +136,7 @@ class DiskStore:
             pages = len(entry.data) // _CONTENT_BYTES + 1
             if pages > self._pages // 4:
                 size = len(entry.data)
-                database.warn("size", f"{size:,} bytes are too many for a budget of {self._limit_bytes:,}.")
+                database.warn("size", f"{size} bytes are too many for a budget of {self._limit_bytes} bytes.")
                 continue
             label = entry.label.encode()
             rows.append(_Row(_id(key), now, label, _checksum(key, now, label, entry.data), pages, entry.data))
