@@ -58,11 +58,11 @@ LAYERS = {
     ),
     "run": (("content",), ("opening", "reader", "regions"), ("stream",)),
     "I/O": (
-        ("bulk", "cache", "sources.client", "sources.local", "sources.web"),
-        ("sources.part10", "sources.retrieval"),
+        ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
+        ("sources.part10", "sources.retrieval", "sources.store"),
         ("sources.pace",),
         ("sources.accept", "sources.services"),
-        ("sources.answers", "sources.elements", "sources.http", "sources.pixeldata"),
+        ("sources.answers", "sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.multipart", "sources.retry"),
     ),
     "pure": (
@@ -90,6 +90,7 @@ THREAD_MAKERS = frozenset(
     | {"ThreadingHTTPServer", "ThreadingMixIn", "ThreadingTCPServer", "start_new_thread", "run_in_executor"}
 )
 FOREIGN = {
+    "sqlite3": ("sources.database",),
     "requests": ("opening", "sources.client", "sources.http"),
     "urllib3": ("sources.client", "sources.http"),
     "dicomweb_client": ("opening",),

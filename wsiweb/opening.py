@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from wsiweb.options import ReadOptions
     from wsiweb.sources.base import FrameSource, JsonDataset
+    from wsiweb.sources.disk import DiskCache
 
 logger = logging.getLogger("wsiweb")
 
@@ -217,7 +218,27 @@ def _client_source(
         return _service_source(service, study_uid, series_uids, options)
     if study_uid is None or not series_uids:
         raise SlideNotFoundError("This client needs study_uid= and series_uid=.")
-    return ClientSource(client, study_uid, series_uids)
+    source = ClientSource(client, study_uid, series_uids)
+    if options.disk_cache is None:
+        return source
+    base_url, prefix = getattr(client, "base_url", None), getattr(client, "wado_url_prefix", None)
+    if not isinstance(base_url, str):
+        logger.warning("disk_cache is not used: this client has no base_url by which to keep what it answers.")
+        return source
+    url = f"{base_url}/{prefix.strip('/')}" if isinstance(prefix, str) else base_url
+    return _disk_cache(url, options).around(source, study_uid, series_uids)
+
+
+def _disk_cache(url: str, options: ReadOptions) -> DiskCache:
+    """Return what is kept on disk of the service at ``url``."""
+    from wsiweb.sources.disk import DiskCache  # noqa: PLC0415
+
+    return DiskCache(
+        str(Path(os.fspath(options.disk_cache or "")).expanduser().absolute()),
+        limit_bytes=options.disk_cache_bytes,
+        max_age_seconds=options.disk_cache_seconds,
+        service_url=url,
+    )
 
 
 def _service_source(
@@ -227,6 +248,8 @@ def _service_source(
     options: ReadOptions,
 ) -> FrameSource:
 
+    cache = _disk_cache(service.wado_url, options) if options.disk_cache is not None else None
+    lookup = cache.lookup if cache is not None else _looked_up
     source = WebSource(service, study_uid or "", series_uids, options)
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(
@@ -234,21 +257,26 @@ def _service_source(
             f"series_uid=...), or a URL that ends in /studies/.../series/..."
         )
     if study_uid is None:
-        studies = source.studies_of(series_uids[0])
+        studies = lookup("studies of", series_uids[0], lambda: source.studies_of(series_uids[0]))
         if len(studies) != 1:
             found = "it is in no study" if not studies else f"it is in {len(studies)} studies; pass study_uid="
             raise SlideNotFoundError(f"The series {series_uids[0]} was searched for at {service.base_url}: {found}.")
-        source = WebSource(service, studies[0], series_uids, options)
+        study_uid = studies[0]
     elif not series_uids:
-        found_series = source.slide_series()
+        found_series = lookup("slides of", study_uid, source.slide_series)
         if len(found_series) != 1:
             listed = ", ".join(found_series) or "none"
             raise SlideNotFoundError(
                 f"Study {study_uid} has {len(found_series)} series of slide microscopy (Modality SM): {listed}. "
                 f"Name one with series_uid=."
             )
-        source = WebSource(service, study_uid, found_series, options)
-    return source
+        series_uids = tuple(found_series)
+    source = WebSource(service, study_uid, series_uids, options)
+    return source if cache is None else cache.around(source, study_uid, series_uids)
+
+
+def _looked_up(what: str, uid: str, ask: Callable[[], list[str]]) -> list[str]:  # noqa: ARG001  (as DiskCache.lookup)
+    return ask()
 
 
 def instances_of(

@@ -38,6 +38,19 @@ class ReadOptions:
     """How often a failing request is made in all (1 to 100)."""
     max_region_bytes: int = 4 << 30
     """Largest array that one read returns."""
+    disk_cache: str | os.PathLike[str] | None = None
+    """Folder in which frames and metadata of DICOMweb services are kept for later processes; None keeps none there.
+
+    It holds what the service answered, patients' data included, readable for this user alone; whoever may read the
+    folder needs no credentials. Local disks only, no network file systems. To empty it, delete it.
+    """
+    disk_cache_bytes: int = 10 << 30
+    """Budget of ``disk_cache`` on disk; what was not used for longest goes first."""
+    disk_cache_seconds: float = 86_400.0
+    """Age at which metadata kept on disk are asked for again; 0 does so whenever a slide is opened.
+
+    If the service then fails, they are used as they are. Frames do not age: an instance's UID stands for its pixels.
+    """
     trusted_hosts: tuple[str, ...] = ()
     """Hosts, other than the service's own, from which bulk data may be fetched (without credentials)."""
 
@@ -53,12 +66,18 @@ class ReadOptions:
             "deadline_seconds": (1e-3, 7 * 86_400),
             "max_attempts": (1, 100),
             "max_region_bytes": (1, 1 << 60),
+            "disk_cache_bytes": (0, 1 << 50),
+            "disk_cache_seconds": (0, 1 << 40),
         }
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "trusted_hosts":
                 if isinstance(value, str) or not all(isinstance(host, str) for host in value):
                     raise ValueError(f"trusted_hosts is a tuple of host names, not {value!r}.")
+                continue
+            if field.name == "disk_cache":
+                if value is not None and not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
+                    raise ValueError(f"disk_cache is the path of a folder or None, not {value!r}.")
                 continue
             if value is None and field.name in ("frames_per_request", "decode_threads"):
                 continue

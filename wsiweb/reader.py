@@ -290,12 +290,12 @@ class Reader:
             numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
             request = FrameBatch(
                 instance.address, numbers, instance.transfer_syntax_uid, instance.uncompressed_frame_bytes,
-                instance.stored_without_loss,
+                instance.stored_without_loss, fresh=again,
             )  # fmt: skip
             for frame in self.source.fetch(request, errand.cancellation):
                 key = (batch.instance_index, frame.frame_number - 1)
                 visible = left.pop(key)
-                self.stats.add(frames=1)
+                self.stats.add(**{"disk_hits" if frame.from_disk else "frames": 1})
                 if errand.keep:
                     self._frames.put(key, frame)
                 self._submit_decode(key, frame, visible, errand, again=again)
@@ -324,16 +324,15 @@ class Reader:
         instance = self._instances[instance_index]
         try:
             tile = decode(frame, instance.pixels, transfer_syntax_uid=instance.transfer_syntax_uid, visible=visible)
-        except TruncatedFrameError as error:
+        except (DecodeError, UnsupportedError) as error:
             self._frames.discard(key)
-            if self.source.remote and not again:  # it may have been damaged on its way: ask once more
+            # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
+            doubtful = frame.from_disk or (isinstance(error, TruncatedFrameError) and self.source.remote)
+            if doubtful and not again:
                 self.stats.add(retries=1)
                 batch = Batch(instance_index, (frame_index,))
                 self._submit_fetch(batch, {key: visible}, errand, again=True)
                 return
-            self._tiles.fail(key, _located(error, instance, frame_index))
-        except (DecodeError, UnsupportedError) as error:
-            self._frames.discard(key)
             self._tiles.fail(key, _located(error, instance, frame_index))
         except BaseException as error:  # noqa: BLE001  (a MemoryError, say: the caller shall have it)
             self._tiles.fail(key, error)

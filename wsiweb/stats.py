@@ -40,7 +40,7 @@ class ReadStats:
     requests
         HTTP requests made, the metadata included.
     frames
-        Encoded frames received.
+        Encoded frames received; of a slide on disk, read.
     bytes
         Bytes of the bodies received.
     retries
@@ -49,12 +49,14 @@ class ReadStats:
         Tiles found decoded, and not.
     frame_hits
         Tiles that had to be decoded, but not fetched.
+    disk_hits
+        Encoded frames taken from the disk cache.
     decoded
         Frames decoded.
     """
 
     __slots__ = (
-        "_lock", "_traits", "bytes", "decoded", "frame_hits", "frames", "requests", "retries", "tile_hits",
+        "_lock", "_traits", "bytes", "decoded", "disk_hits", "frame_hits", "frames", "requests", "retries", "tile_hits",
         "tile_misses",
     )  # fmt: skip
 
@@ -68,6 +70,7 @@ class ReadStats:
         self.tile_hits = 0
         self.tile_misses = 0
         self.frame_hits = 0
+        self.disk_hits = 0
         self.decoded = 0
 
     def add(self, **counts: int) -> None:

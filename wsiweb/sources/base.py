@@ -38,6 +38,8 @@ class FrameBatch:
     not known."""
     lossless: bool = False
     """Whether frames are known to be stored, and to have always been, without loss."""
+    fresh: bool = False
+    """Whether they must come from the origin, because copies that were kept on the way have proved bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class EncodedFrame:
     """What the answer's part said it is (``image/jpeg``), lower case, without parameters."""
     transfer_syntax_uid: str | None = None
     """What the answer, or the file, said it is encoded with."""
+    from_disk: bool = False
+    """Whether it is a copy that was kept on disk."""
 
 
 class Cancellation:

@@ -404,10 +404,11 @@ def _root(error: BaseException) -> str:
 
 def same_origin(first: str, second: str) -> bool:
     """Whether scheme, host and port are the same."""
-    return _origin(first) == _origin(second)
+    return origin(first) == origin(second)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Return scheme, host and port."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, port
