@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(wsiweb.__file__).parent
 LAYERS = {
-    "app": (("__main__",), ("cli",), ("cli.measuring", "cli.reading"), ("cli.common",)),
+    "app": (("__main__",), ("cli",), ("cli.measuring", "cli.reading", "cli.searching"), ("cli.common",)),
     "bench": (("bench",),),
     "demo": (
         ("demo.tour",),
@@ -46,6 +46,7 @@ LAYERS = {
         ("server.answer",),
         ("server.accept",),
     ),
+    "search": (("idc",), ("finding",)),
     "face": (("slide",), ("level",)),
     "use": (
         ("torch",),
@@ -66,7 +67,7 @@ LAYERS = {
         ("sources.multipart", "sources.retry"),
     ),
     "pure": (
-        ("batch", "codecs", "icc", "plan", "png", "properties", "resolution", "stitch"),
+        ("batch", "codecs", "icc", "matching", "plan", "png", "properties", "resolution", "stitch"),
         ("codestream", "resample"),
     ),
     "model": (
@@ -95,17 +96,18 @@ FOREIGN = {
     "urllib3": ("sources.client", "sources.http"),
     "dicomweb_client": ("opening",),
     "imagecodecs": ("codecs", "demo.pyramid"),
-    "pydicom": ("demo.file", "demo.header", "server.qido", "sources.part10"),
+    "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),
     "cachetools": ("cache", "server.index"),
     "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "patches.tissue", "server.rendered"),
     "isal": ("png",),
-    "typer": ("cli", "cli.common", "cli.measuring", "cli.reading"),
+    "typer": ("cli", "cli.common", "cli.measuring", "cli.reading", "cli.searching"),
+    "idc_index": ("idc",),
     "dask": ("level",),
     "torch": ("torch",),
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),
     "pandas": ("patches.storage",),
-    "rich": ("cli.common", "cli.measuring", "cli.reading", "demo.tour", "doctor.screen", "export"),
+    "rich": ("cli.common", "cli.measuring", "cli.reading", "cli.searching", "demo.tour", "doctor.screen", "export"),
 }
 """Which modules import a library when they run; nobody else may."""
 

@@ -30,6 +30,7 @@ from wsiweb.errors import (
 from wsiweb.options import ReadOptions
 
 if TYPE_CHECKING:
+    from wsiweb.finding import FoundSlide, search
     from wsiweb.pyramid import Level
     from wsiweb.slide import Slide
 
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AuthenticationError",
     "DecodeError",
+    "FoundSlide",
     "Level",
     "MetadataError",
     "MetadataWarning",
@@ -52,11 +54,14 @@ __all__ = [
     "ThrottledError",
     "UnsupportedError",
     "WsiWebError",
+    "search",
 ]
 
 logging.getLogger("wsiweb").addHandler(logging.NullHandler())
 
-_LAZY = {"Level": "wsiweb.pyramid", "Slide": "wsiweb.slide"}
+_LAZY = {
+    "FoundSlide": "wsiweb.finding", "Level": "wsiweb.pyramid", "Slide": "wsiweb.slide", "search": "wsiweb.finding",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,46 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
     )
 
 
+def searchable(place: Any, connection: Connection, options: ReadOptions) -> WebSource:
+    """Return what asks a service, named by a URL or a client, for slides.
+
+    Raises
+    ------
+    SlideNotFoundError
+        It names no service.
+    """
+    if isinstance(place, str) and place.lower().startswith(("http://", "https://")):
+        return WebSource(service_at(place, connection, options), "", (), options)
+    service = service_of(place, options)
+    if service is None or connection != Connection():
+        raise SlideNotFoundError(
+            f"A search goes to the URL of a DICOMweb service, or to a DICOMwebClient with credentials of its own, not "
+            f"to {type(place).__name__}."
+        )
+    return WebSource(service, "", (), options)
+
+
+def service_of(client: Any, options: ReadOptions) -> Service | None:
+    """Return the service of a ``DICOMwebClient``; None of an object that is none, or has ways of its own."""
+    from dicomweb_client import DICOMwebClient  # noqa: PLC0415
+
+    plain = (
+        isinstance(client, DICOMwebClient)
+        and type(client)._http_get is DICOMwebClient._http_get  # noqa: SLF001
+        and isinstance(getattr(client, "_session", None), requests.Session)
+    )
+    if not plain:
+        return None
+    return Service(
+        str(client.base_url),
+        client._session,  # noqa: SLF001  (it has been there for years, and is all that the client would use)
+        qido_url_prefix=client.qido_url_prefix,
+        wado_url_prefix=client.wado_url_prefix,
+        connections=options.max_connections,
+        timeout_seconds=options.timeout_seconds,
+    )
+
+
 def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
     """Split a URL into the service's root, user and password, study UID and series UIDs.
 
@@ -188,10 +228,7 @@ def _client_source(
     connection: Connection,
     options: ReadOptions,
 ) -> FrameSource:
-    from dicomweb_client import DICOMwebClient  # noqa: PLC0415
-
     from wsiweb.sources.client import ClientSource  # noqa: PLC0415
-    from wsiweb.sources.http import Service  # noqa: PLC0415
 
     if not callable(getattr(client, "retrieve_instance_frames", None)):
         raise SlideNotFoundError(
@@ -201,20 +238,8 @@ def _client_source(
         raise ValueError(
             "auth, token, headers, session, verify, cert and URL prefixes go with a URL. A client brings its own."
         )
-    plain = (
-        isinstance(client, DICOMwebClient)
-        and type(client)._http_get is DICOMwebClient._http_get  # noqa: SLF001
-        and isinstance(getattr(client, "_session", None), requests.Session)
-    )
-    if plain:
-        service = Service(
-            str(client.base_url),
-            client._session,  # noqa: SLF001  (it has been there for years, and is all that the client would use)
-            qido_url_prefix=client.qido_url_prefix,
-            wado_url_prefix=client.wado_url_prefix,
-            connections=options.max_connections,
-            timeout_seconds=options.timeout_seconds,
-        )
+    service = service_of(client, options)
+    if service is not None:
         return _service_source(service, study_uid, series_uids, options)
     if study_uid is None or not series_uids:
         raise SlideNotFoundError("This client needs study_uid= and series_uid=.")

@@ -121,6 +121,10 @@ class WebSource:
         matching = [item for item in items if item.string("SeriesInstanceUID") in (series_uid, None)]
         return sorted({study for item in matching if (study := item.string("StudyInstanceUID"))})
 
+    def find(self, path: str, parameters: dict[str, str]) -> list[JsonDataset]:
+        """Return what one QIDO-RS request finds; ``path`` is below the root of the search resources."""
+        return self._json(f"{self.service.qido_url}{path}", what=f"A search for {path[1:]}", parameters=parameters)
+
     def slide_series(self) -> list[str]:
         """Return the slide microscopy series of the study, by one QIDO-RS request."""
         found = self._json(
