@@ -434,7 +434,7 @@ def test_two_processes_at_once_and_one_later(url: str, truth: SyntheticSlide, op
     assert later[0][1]["requests"] == 0
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_children_of_a_process_that_reads(
     server: DICOMwebServer, url: str, truth: SyntheticSlide, options: ReadOptions, method: str
 ) -> None:

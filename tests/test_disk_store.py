@@ -230,7 +230,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(changes=[(0, 4091, b"\x80")], kept=1.0)  # in a name, which the error then quotes
 @given(changes=CHANGES, kept=st.one_of(st.just(1.0), st.floats(0, 1)))
 def test_any_damage_costs_values_and_nothing_else(
