@@ -100,7 +100,9 @@ def test_a_later_value_takes_the_place(folder: Path) -> None:
     store = DiskStore(str(folder), ROOM)
     put(store, 1)
     store.put({key(1): Entry(b"new", "other")})
+    store.put({key(1): Entry(b"newer"), key(2): Entry(value(2), "label 2")}, overwrite=False)
     assert [(entry.data, entry.label) for entry in store.get([key(1)]).values()] == [(b"new", "other")]
+    assert there(store, 2) == [2]
     store.close()
 
 
