@@ -100,7 +100,9 @@ def test_a_later_value_takes_the_place(folder: Path) -> None:
     store = DiskStore(str(folder), ROOM)
     put(store, 1)
     store.put({key(1): Entry(b"new", "other")})
+    store.put({key(1): Entry(b"newer"), key(2): Entry(value(2), "label 2")}, overwrite=False)
     assert [(entry.data, entry.label) for entry in store.get([key(1)]).values()] == [(b"new", "other")]
+    assert there(store, 2) == [2]
     store.close()
 
 
@@ -230,7 +232,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(changes=[(0, 4091, b"\x80")], kept=1.0)  # in a name, which the error then quotes
 @given(changes=CHANGES, kept=st.one_of(st.just(1.0), st.floats(0, 1)))
 def test_any_damage_costs_values_and_nothing_else(

@@ -186,7 +186,8 @@ class DiskCachedSource:
                     arrived[self._key(batch, frame.frame_number)] = Entry(frame.data, label)
                 yield frame
         finally:
-            self._cache.store.put(arrived)
+            # A bad frame of a long answer must not take the place of the fresh one that was asked for meanwhile.
+            self._cache.store.put(arrived, overwrite=batch.fresh)
 
     def _kept(self, batch: FrameBatch, numbers: tuple[int, ...]) -> dict[int, EncodedFrame]:
         keys = {self._key(batch, number): number for number in numbers}

@@ -125,8 +125,11 @@ class DiskStore:
             database.write(self._note_uses)
         return found
 
-    def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep values, in place of what the keys had, at the cost of those that were not used for longest."""
+    def put(self, entries: Mapping[bytes, Entry], *, overwrite: bool = True) -> None:
+        """Keep values, at the cost of those that were not used for longest.
+
+        Where a key has one already, that gives way, or stays without ``overwrite``.
+        """
         database = self._database
         if database is None:
             return
@@ -141,10 +144,10 @@ class DiskStore:
             label = entry.label.encode()
             rows.append(_Row(_id(key), now, label, _checksum(key, now, label, entry.data), pages, entry.data))
             if sum(row.pages for row in rows) >= self._transaction_pages:
-                database.write(partial(self._insert, rows))
+                database.write(partial(self._insert, rows, overwrite))
                 rows = []
         if rows:
-            database.write(partial(self._insert, rows))
+            database.write(partial(self._insert, rows, overwrite))
         database.read(self._shrink, None)
 
     def close(self) -> None:
@@ -153,15 +156,16 @@ class DiskStore:
         if database is not None and self._touched:
             database.write(self._note_uses)
 
-    def _insert(self, rows: list[_Row], connection: sqlite3.Connection) -> None:
+    def _insert(self, rows: list[_Row], overwrite: bool, connection: sqlite3.Connection) -> None:  # noqa: FBT001
+        insert = f"INSERT OR {'REPLACE' if overwrite else 'IGNORE'} INTO"
         self._make_room(connection, sum(row.pages for row in rows))
         self._note_uses(connection)
         connection.execute("UPDATE state SET clock = clock + ?", (sum(len(row.data) for row in rows),))
         connection.executemany(
-            "INSERT OR REPLACE INTO entries VALUES (?, (SELECT clock FROM state), ?, ?, ?, ?)",
+            f"{insert} entries VALUES (?, (SELECT clock FROM state), ?, ?, ?, ?)",  # noqa: S608  (REPLACE or IGNORE)
             [(row.id, row.pages, row.stored_seconds, row.label, row.checksum) for row in rows],
         )
-        connection.executemany("INSERT OR REPLACE INTO data VALUES (?, ?)", [(row.id, row.data) for row in rows])
+        connection.executemany(f"{insert} data VALUES (?, ?)", [(row.id, row.data) for row in rows])
 
     def _make_room(self, connection: sqlite3.Connection, needed_pages: int) -> None:
         """Delete what was not used for longest, until so many pages are free within the budget."""
