@@ -124,7 +124,9 @@ def test_multipart(body: bytes, mutations: list[tuple[str, int, int, bytes]], pl
     MUTATIONS,
     PLACES,
     st.sampled_from(["multipart/related; boundary=e8-44", 'multipart/related;type="a;b";boundary="e8-44"'])
-    | st.sampled_from(["multipart/related", "image/jpeg", "text/html", "application/json", "", "\0;;==", "multipart/x;"])
+    | st.sampled_from(
+        ["multipart/related", "image/jpeg", "text/html", "application/json", "", "\0;;==", "multipart/x;"]
+    )
     | st.text(max_size=20),
     st.sampled_from([(1, 2), (1,), (2, 3), (1, 2, 3), (7,)]),
 )
@@ -218,8 +220,9 @@ DATASETS = (
     headers.volume(SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL_422", BitsAllocated=8, BitsStored=8),
     headers.sparse([(0, 0), (64, 0), (0, 48), (30, 20)]),
     headers.sparse([(0, 0)], ConcatenationUID="1.9.9", ConcatenationFrameOffsetNumber=0),
-    headers.volume(DimensionOrganizationType=None, SpacingBetweenSlices=0.001, TotalPixelMatrixFocalPlanes=3,
-                   NumberOfFrames=36),
+    headers.volume(
+        DimensionOrganizationType=None, SpacingBetweenSlices=0.001, TotalPixelMatrixFocalPlanes=3, NumberOfFrames=36
+    ),
 )
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(0, 70_000) | st.floats() | st.text(max_size=8)
@@ -258,7 +261,9 @@ def changed(datasets: list[Json], changes: list[tuple[str, int, Any]]) -> list[J
     return datasets
 
 
-@given(st.lists(st.sampled_from(DATASETS), min_size=1, max_size=2), CHANGES, st.integers(-1, 3000), st.binary(max_size=3))
+@given(
+    st.lists(st.sampled_from(DATASETS), min_size=1, max_size=2), CHANGES, st.integers(-1, 3000), st.binary(max_size=3)
+)
 @QUICK
 def test_metadata(datasets: list[Json], changes: list[tuple[str, int, Any]], cut: int, inserted: bytes) -> None:
     """Metadata, by value and by byte, up to pyramids and properties."""
