@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from wsiweb.sources.multipart import Part
 
 MAX_FRAME_BYTES = 1 << 30
-_FRAME_IN_LOCATION = re.compile(r"/frames/(\d+)/?$")
+SPARE_PARTS = 64
+"""So many more parts than frames may an answer have, beside each frame twice."""
+_FRAME_IN_LOCATION = re.compile(r"/frames/([0-9]{1,10})/?$")
 _ERROR_TYPES = (
     "text/",
     "application/json",
@@ -45,14 +47,23 @@ def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
     parser = MultipartParser(parameters.get("boundary"))
     missing = set(numbers)
     unnamed: list[Part] = []
+    most = 2 * len(numbers) + SPARE_PARTS
     for chunk in answer.chunks:
         for part in parser.feed(chunk):
+            most -= 1
             number = _number(part)
             if number is None:
                 unnamed.append(part)
             elif number in missing and part.data:
                 missing.discard(number)
                 yield _frame(part, number)
+        if most < 0 and not missing:
+            return
+        if most < 0:
+            raise ProtocolError(
+                f"{answer.url} answered with far more parts than the {len(numbers)} frames that were asked for",
+                url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
+            )  # fmt: skip
     if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
         for number, part in zip(numbers, unnamed, strict=True):
             if part.data:
