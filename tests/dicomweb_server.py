@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
         if personality.gzip == "always" or (personality.gzip == "accepted" and asked_gzip):
             headers, body = {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
             framing = fault.framing or "length"
-        self.send_response(reply.status)
+        self.send_response(fault.label or reply.status)
         for name, value in headers.items():
             self.send_header(name, value)
         if framing == "chunked":

@@ -39,6 +39,8 @@ class Fault:
     latency_seconds: float = 0.0
     status: int | None = None
     """Answer with this status, ``body`` and ``headers`` instead."""
+    label: int | None = None
+    """Send the right answer under this status."""
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     drop_parts: int = 0
@@ -97,6 +99,11 @@ def fail_first(times: int, fault: Fault, kind: Kind = "frames") -> Callable[[Req
             return fault if next(seen, None) is not None else None
 
     return hook
+
+
+def every(fault: Fault, kind: Kind = "frames") -> Callable[[Request], Fault | None]:
+    """Return a hook that lets all requests of a kind fail."""
+    return lambda request: fault if request.kind == kind else None
 
 
 def slowed(seconds: float) -> Callable[[Request], Fault | None]:
