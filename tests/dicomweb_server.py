@@ -6,6 +6,7 @@ stored; ``server.fault`` is a hook that may answer a request in the ways that re
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -125,7 +126,8 @@ class DICOMwebServer:
         self._http.server_close()
         with self.lock:
             for connection in self.sockets:
-                connection.close()
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def series_url(self, study_uid: str, series_uid: str) -> str:
         return f"{self.url}/studies/{study_uid}/series/{series_uid}"
