@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import pytest
 from frame_answers import MEDIA_TYPES
 
 from wsiweb import Slide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dicomweb_server import DICOMwebServer
     from personalities import Form
     from synthetic import SyntheticSlide
+
+Result = TypeVar("Result")
 
 
 def prefixes(server: DICOMwebServer) -> dict[str, Any]:
@@ -52,6 +58,26 @@ def forms(server: DICOMwebServer) -> list[Form | int]:
         form = server.personality.form(request.headers.get("accept", ""), media_type, syntax)
         found.append("native" if form == "raw" and syntax not in MEDIA_TYPES else form)
     return found
+
+
+def within(seconds: float, action: Callable[[], Result]) -> Result:
+    """Do something in a thread of its own, so that what never ends fails a test instead of stopping them all."""
+    outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((action(), None))
+        except BaseException as error:  # noqa: BLE001
+            outcome.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        pytest.fail(f"This did not end within {seconds:g} s.")
+    if error is not None:
+        raise error
+    return cast("Result", result)
 
 
 def threads() -> set[threading.Thread]:
