@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -100,7 +101,13 @@ class StoredInstance:
 class DICOMwebServer:
     """Serves the slides of some folders on a free port of the loopback interface, while used as a context."""
 
-    def __init__(self, *folders: Path, personality: Personality = GOOD, gzip_answers: bool = False) -> None:
+    def __init__(
+        self,
+        *folders: Path,
+        personality: Personality = GOOD,
+        gzip_answers: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.fault: Callable[[Request], Fault | None] = lambda request: None
         self.personality = replace(personality, gzip="accepted") if gzip_answers else personality
         self.closing = threading.Event()
@@ -109,7 +116,9 @@ class DICOMwebServer:
         self.active = 0
         self.sockets: set[socket.socket] = set()
         self._http = _HTTPServer(self)
-        self.host = f"http://127.0.0.1:{self._http.server_address[1]}"
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+        self.host = f"http{'s' * (tls is not None)}://127.0.0.1:{self._http.server_address[1]}"
         self.url = self.host + self.personality.root
         self.instances = [
             StoredInstance.read(file, self.url) for folder in folders for file in sorted(folder.glob("*.dcm"))
@@ -230,6 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             concurrent=owner.active,
             client_port=self.client_address[1],
             attempt=1 + sum(earlier.path == self.path for earlier in owner.requests),
+            certificate=isinstance(self.connection, ssl.SSLSocket) and bool(self.connection.getpeercert()),
             instance_uid=instance,
             frame_numbers=tuple(map(int, numbers)),
         )

@@ -28,6 +28,8 @@ class Request:
     """Tells connections apart."""
     attempt: int
     """How many requests for this path there have been, this one included."""
+    certificate: bool = False
+    """Whether the client showed one."""
     instance_uid: str | None = None
     frame_numbers: tuple[int, ...] = ()
 

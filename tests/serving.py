@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
@@ -83,3 +85,12 @@ def within(seconds: float, action: Callable[[], Result]) -> Result:
 def threads() -> set[threading.Thread]:
     """Return the threads that the library runs at the moment."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("wsiweb")}
+
+
+def settled() -> None:
+    """Wait until the library runs no thread any more."""
+    deadline = time.monotonic() + 20
+    while threads() and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert not threads()
