@@ -250,15 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(self.path) > personality.max_url_characters:
             return self._refusal(personality.too_long_status, "The URL is too long")
         if request.kind == "search":
-            if refused := set(query) & set(personality.search_refuses):
-                return self._refusal(400, f"invalid parameter {sorted(refused)}")
-            match.update((key, value) for key, value in query.items() if key not in NOT_MATCHED)
-            items = _search(owner.find(match), parts["what"], query, personality)
-            return (
-                _json(items)
-                if items
-                else Reply(personality.empty_search, {}, b"" if personality.empty_search == 204 else b"[]")
-            )
+            return self._found(match, parts["what"], query)
         found = owner.find(match)
         if not found or request.kind == "other":
             return self._refusal(404, "Unknown resource")
@@ -268,6 +260,14 @@ class _Handler(BaseHTTPRequestHandler):
         if request.kind == "bulk":
             return self._bulk(request, found[0].bulk.get(parts["detail"]))
         return answer_frames(personality, fault, request, found[0])
+
+    def _found(self, match: dict[str, str], what: str, query: dict[str, str]) -> Reply:
+        owner, personality = self.server.owner, self.server.owner.personality
+        if refused := set(query) & set(personality.search_refuses):
+            return self._refusal(400, f"invalid parameter {sorted(refused)}")
+        match.update((key, value) for key, value in query.items() if key not in NOT_MATCHED)
+        items = _search(owner.find(match), what, query, personality)
+        return Reply(204) if not items and personality.empty_search == 204 else _json(items)
 
     def _refusal(self, status: int, message: str) -> Reply:
         content_type, body = self.server.owner.personality.error(status, message)

@@ -40,28 +40,23 @@ class Reply:
 
 
 def answer_frames(personality: Personality, fault: Fault, request: Request, instance: StoredInstance) -> Reply:
-    numbers = request.frame_numbers
     media_type = MEDIA_TYPES.get(instance.transfer_syntax, "application/octet-stream")
     form = personality.form(request.headers.get("accept", ""), media_type, instance.transfer_syntax)
     if isinstance(form, int):
         return _refused(personality, form, f"cannot send {instance.transfer_syntax} as {request.headers.get('accept')}")
-    if len(numbers) > personality.max_frames:
-        return _refused(personality, 413, f"more than {personality.max_frames} frames")
-    if (len(numbers) > 1 and not personality.lists) or not numbers:
-        return _refused(personality, 404, "no such file")
-    if len(set(numbers)) < len(numbers) and not personality.duplicates:
-        return _refused(personality, 400, "a frame twice")
+    if refusal := _refused_list(personality, request.frame_numbers):
+        return _refused(personality, *refusal)
+    numbers = tuple(number for number in request.frame_numbers if 1 <= number <= len(instance.frames))
     status, closed = 200, not fault.omit_closing
-    if not all(1 <= number <= len(instance.frames) for number in numbers):
-        kept = [number for number in numbers if 1 <= number <= len(instance.frames)]
-        if personality.beyond in ("404", "400") or not kept:
+    if len(numbers) < len(request.frame_numbers):
+        if personality.beyond in ("404", "400") or not numbers:
             return _refused(personality, 400 if personality.beyond in ("400", "cut") else 404, "No such frame")
         if personality.beyond == "cut":
-            kept = kept[: next(place for place, number in enumerate(numbers) if number not in kept)]
+            asked = enumerate(request.frame_numbers)
+            numbers = numbers[: next(place for place, number in asked if number not in numbers)]
             closed = False
         else:
             status = 206
-        numbers = tuple(kept)
     if personality.file_order:
         numbers = tuple(sorted(numbers))
     frames = [(number, _in_form(instance, number, form)) for number in numbers]
@@ -72,6 +67,17 @@ def answer_frames(personality: Personality, fault: Fault, request: Request, inst
         return Reply(200, {"Content-Type": "{type}; transfer-syntax={syntax}".format(**values)}, frames[0][1])
     body = _multipart(personality, fault, frames, values, closed=closed)
     return Reply(status, {"Content-Type": personality.header.format(**values)}, body)
+
+
+def _refused_list(personality: Personality, numbers: tuple[int, ...]) -> tuple[int, str] | None:
+    """Return with which status and words a list of frames is refused as such."""
+    if len(numbers) > personality.max_frames:
+        return 413, f"more than {personality.max_frames} frames"
+    if not numbers or (len(numbers) > 1 and not personality.lists):
+        return 404, "no such file"
+    if len(set(numbers)) < len(numbers) and not personality.duplicates:
+        return 400, "a frame twice"
+    return None
 
 
 def _refused(personality: Personality, status: int, message: str) -> Reply:

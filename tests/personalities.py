@@ -17,7 +17,6 @@ Json = dict[str, Any]
 Form = Literal["native", "raw", "lossy"]
 """As stored; decompressed to Explicit VR Little Endian (RGB); re-encoded as JPEG, whatever is stored."""
 
-COMPRESSED = r"1\.2\.840\.10008\.1\.2\.(4\..*|5)"
 BASELINE = r"1\.2\.840\.10008\.1\.2\.4\.50"
 JPEG_2000 = r"1\.2\.840\.10008\.1\.2\.4\.9[01]"
 UNCOMPRESSED = r"1\.2\.840\.10008\.1\.2(\.1|\.2)?"
@@ -25,7 +24,8 @@ UNCOMPRESSED = r"1\.2\.840\.10008\.1\.2(\.1|\.2)?"
 OCTETS_OF_ANY = r'multipart/related; type="application/octet-stream"; transfer-syntax="?\*"?'
 OCTETS_EXPLICIT = r'multipart/related; type="application/octet-stream"(; transfer-syntax=1\.2\.840\.10008\.1\.2\.1)?'
 OWN_TYPE = r'multipart/related; type="{type}"(; transfer-syntax="?({syntax}|\*)"?)?'
-ANY_TYPE = r'multipart/related; type="\*/\*"(; transfer-syntax=\*)?'
+AS_JPEG = r'multipart/related; type="image/jpeg"(; transfer-syntax=1\.2\.840\.10008\.1\.2\.4\.50)?'
+AS_BASELINE = AS_JPEG.removesuffix("?")
 SINGLE_PART = r"(application/octet-stream|{type}|\*/\*)(; transfer-syntax=(\*|{syntax}))?"
 
 
@@ -184,8 +184,8 @@ GOOGLE = Personality(
     rules=(
         Rule(OCTETS_OF_ANY, "native"),
         Rule(OCTETS_EXPLICIT, "raw"),
-        Rule(r'multipart/related; type="image/jpeg"(; transfer-syntax=1\.2\.840\.10008\.1\.2\.4\.50)?', "native", BASELINE),
-        Rule(r'multipart/related; type="image/jpeg"(; transfer-syntax=1\.2\.840\.10008\.1\.2\.4\.50)?', "lossy"),
+        Rule(AS_JPEG, "native", BASELINE),
+        Rule(AS_JPEG, "lossy"),
         Rule(".*", 400),
     ),
     error=google_error,
@@ -219,8 +219,8 @@ ORTHANC_17 = Personality(
         Rule(r".*,.*", 500, JPEG_2000),
         Rule(r".*,.*", "raw"),
         Rule(OCTETS_OF_ANY, "native"),
-        Rule(r'multipart/related; type="image/jpeg"; transfer-syntax=1\.2\.840\.10008\.1\.2\.4\.50', "native", BASELINE),
-        Rule(r'multipart/related; type="image/jpeg"; transfer-syntax=1\.2\.840\.10008\.1\.2\.4\.50', "lossy"),
+        Rule(AS_BASELINE, "native", BASELINE),
+        Rule(AS_BASELINE, "lossy"),
         Rule(r'multipart/related; type="image/jp2".*', 500),
         Rule(rf"{OCTETS_EXPLICIT}|\*/\*|multipart/related|", 500, JPEG_2000),
         Rule(rf"{OCTETS_EXPLICIT}|\*/\*|multipart/related|", "raw"),

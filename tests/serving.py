@@ -33,8 +33,8 @@ def prefixes(server: DICOMwebServer) -> dict[str, Any]:
 
 
 def open_slide(server: DICOMwebServer, truth: SyntheticSlide, **kwargs: Any) -> Slide:
-    uids = {"study_uid": truth.study_uid, "series_uid": truth.series_uid}
-    return Slide.open(server.url, **uids, **prefixes(server), **kwargs)
+    kwargs = {"study_uid": truth.study_uid, "series_uid": truth.series_uid, **prefixes(server), **kwargs}
+    return Slide.open(server.url, **kwargs)
 
 
 def tell_transfer_syntax(server: DICOMwebServer) -> None:

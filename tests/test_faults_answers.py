@@ -61,7 +61,9 @@ HEALED: dict[str, tuple[Fault, tuple[int, ...]]] = {
     "another boundary than is said": (Fault(boundary="another"), NUMBERS),
     "no parts": (Fault(drop_parts=100), NUMBERS),
     "an error page": (Fault(status=200, body=b"<html>busy</html>", headers={"Content-Type": "text/html"}), NUMBERS),
-    "an error in JSON": (Fault(status=200, body=b'{"Message": "busy"}', headers={"Content-Type": "application/json"}), NUMBERS),
+    "an error in JSON": (
+        Fault(status=200, body=b'{"Message": "busy"}', headers={"Content-Type": "application/json"}), NUMBERS,
+    ),
     "an error page without a type": (Fault(status=200, body=b"<html>busy</html>"), NUMBERS),
     "an empty answer": (Fault(status=200), NUMBERS),
     "an empty multipart": (Fault(status=200, headers={"Content-Type": "multipart/related; boundary=x"}), NUMBERS),

@@ -165,7 +165,8 @@ GARBAGE = {
     "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
     "a long boundary": OK + b"Content-Type: multipart/related; boundary=" + b"x" * 60000 + b"\r\n\r\n--x",
     "an empty boundary": OK + b'Content-Type: multipart/related; boundary=""\r\n\r\n--\r\n\r\n--\r\n\r\n----',
-    "a boundary of hyphens": OK + b"Content-Type: multipart/related; boundary=--\r\n\r\n------\r\n------\r\n\r\n--------",
+    "a boundary of hyphens": OK
+    + b"Content-Type: multipart/related; boundary=--\r\n\r\n------\r\n------\r\n\r\n--------",
     "a boundary within parts": MULTIPART + b"\r\n--b\r\n\r\n--b\r\n\r\n--b--b--b\r\n--b--",
 }  # fmt: skip
 

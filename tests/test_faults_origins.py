@@ -239,7 +239,7 @@ def test_a_stranger_who_is_trusted(server: DICOMwebServer, store: DICOMwebServer
 @pytest.mark.xfail(strict=True, reason="the message does not tell of ReadOptions.trusted_hosts")
 def test_the_way_out_is_named(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     refer_to(server, "http://storage.example/profile.icc")
-    with opened(server, truth) as slide, pytest.raises(SourceError, match="storage.example.*trusted_hosts"):
+    with opened(server, truth) as slide, pytest.raises(SourceError, match=r"storage\.example.*trusted_hosts"):
         _ = slide.icc_profile
 
 
@@ -335,11 +335,14 @@ def secure(certificate: Path) -> ssl.SSLContext:
 
 
 def test_client_certificates_stay_home(truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path) -> None:
-    with DICOMwebServer(truth.folder, tls=secure) as server, DICOMwebServer(truth.folder, tls=secure) as other:
-        with opened(server, truth, verify=str(certificate), cert=str(certificate)) as slide:
-            read(slide, truth)
-            server.fault = to(lambda request: other.host + request.path)
-            np.testing.assert_array_equal(slide.read_region(1, *TILE), truth.truth(1, *TILE))
+    with (
+        DICOMwebServer(truth.folder, tls=secure) as server,
+        DICOMwebServer(truth.folder, tls=secure) as other,
+        opened(server, truth, verify=str(certificate), cert=str(certificate)) as slide,
+    ):
+        read(slide, truth)
+        server.fault = to(lambda request: other.host + request.path)
+        np.testing.assert_array_equal(slide.read_region(1, *TILE), truth.truth(1, *TILE))
     assert {request.certificate for request in server.requests} == {True}
     assert [request.certificate for request in other.requests] == [False]
     assert carried(other) == [set()]
@@ -383,7 +386,7 @@ def test_from_http_to_https(
 def test_a_certificate_that_nobody_knows(truth: SyntheticSlide, secure: ssl.SSLContext) -> None:
     """At once, and with what to do; nothing is sent to whoever that is."""
     with DICOMwebServer(truth.folder, tls=secure) as server:
-        with pytest.raises(SourceError, match="TLS failed.*verify="):
+        with pytest.raises(SourceError, match=r"TLS failed.*verify="):
             opened(server, truth)
         assert server.count() == 0
 

@@ -50,7 +50,7 @@ COSTS: dict[tuple[str, str], tuple[tuple[int, int, int], Form]] = {
 """Requests for each of three boxes, and the form in which the last comes; else ``FIRST_SIGHT``."""
 OPEN = {
     **dict.fromkeys([(name, kind) for name in ("dcm4chee", "IDC proxy, huge study") for kind in ("jpeg", "jpeg2000")],
-                    "decompressed frames are taken for good, although the metadata say that they are stored compressed"),
+                    "decompressed frames are taken for good, although the metadata tell that they are compressed"),
     **dict.fromkeys([("static-wado", kind) for kind in KINDS], "that lists are refused is not remembered"),
     **dict.fromkeys([("dcmjs", kind) for kind in KINDS], "a single part for a list is asked for again, not split"),
     **dict.fromkeys([("single part only", kind) for kind in KINDS], "single parts are not tried after a list"),
@@ -172,7 +172,7 @@ def test_no_lossy_transcoding_in_silence(synthetic: SlideMaker, kind: str, told:
         if told == "transfer syntax":
             tell_transfer_syntax(server)
         with open_slide(server, truth, options=ReadOptions(max_attempts=2)) as slide:
-            with pytest.raises(WsiWebError, match="(?i)lossy|transcod|re-?encod") as caught:
+            with pytest.raises(WsiWebError, match=r"(?i)lossy|transcod|re-?encod") as caught:
                 slide.read_region(0, *BOXES[0])
             assert truth.levels[0].instance_uids[0] in str(caught.value)
         assert server.count("frames") <= 5  # each form of the request once
