@@ -71,6 +71,12 @@ def open_web() -> Iterator[Opener]:
         yield Opener("web", stack)
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let backoff be short: how long it is, is tested elsewhere."""
+    monkeypatch.setattr("wsiweb.sources.retry.BACKOFF_BASE_SECONDS", 0.01)
+
+
 @pytest.fixture(scope="session")
 def slides() -> Path:
     """Folder of real slides: the variable WSIWEB_SLIDES, else shared/slides beside the checkout."""

@@ -6,15 +6,17 @@ stored; ``server.fault`` is a hook that may answer a request in the ways that re
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pydicom
 from faults import Fault, Kind, Request
+from frame_answers import EXPLICIT_LITTLE_ENDIAN, MEDIA_TYPES, Reply, answer_frames
+from personalities import GOOD, Personality
 from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import generate_frames
 
@@ -29,18 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-BOUNDARY = "wsiweb-test-boundary"
-_COMPRESSED = "1.2.840.10008.1.2.4."
-MEDIA_TYPES = {
-    **{f"{_COMPRESSED}{n}": "image/jpeg" for n in (50, 51, 57, 70)},
-    **{f"{_COMPRESSED}{n}": "image/jls" for n in (80, 81)},
-    **{f"{_COMPRESSED}{n}": "image/jp2" for n in (90, 91)},
-    **{f"{_COMPRESSED}{n}": "image/jxl" for n in (110, 111, 112)},
-    **{f"{_COMPRESSED}{n}": "image/jphc" for n in (201, 202, 203)},
-    "1.2.840.10008.1.2.5": "image/dicom-rle",
-}
-"""PS3.18 Table 8.7.3-5."""
-BIG_ENDIAN, LITTLE_ENDIAN = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
 UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
 NOT_MATCHED = ("limit", "offset", "includefield", "fuzzymatching")
 ROUTE = re.compile(
@@ -56,6 +49,8 @@ class StoredInstance:
     metadata: dict[str, Any]
     frames: list[bytes]
     transfer_syntax: str
+    shape: tuple[int, ...]
+    """Of a frame, as an array."""
     bulk: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -74,7 +69,7 @@ class StoredInstance:
                 size = size // 3 * 2
             frames = [dataset.PixelData[i * size : (i + 1) * size] for i in range(count)]
         if syntax == BIG_ENDIAN:  # nothing of that goes over the web (PS3.18 8.7.3.2)
-            syntax = LITTLE_ENDIAN
+            syntax = EXPLICIT_LITTLE_ENDIAN
             if dataset.BitsAllocated == 16:
                 frames = [np.frombuffer(frame, ">u2").astype("<u2").tobytes() for frame in frames]
         for keyword in ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
@@ -90,7 +85,8 @@ class StoredInstance:
             return place + name
 
         metadata = dataset.to_json_dict(bulk_data_threshold=256, bulk_data_element_handler=to_bulk)
-        return cls(metadata, frames, syntax, bulk)
+        shape = dataset.get("Rows", 0), dataset.get("Columns", 0), dataset.get("SamplesPerPixel", 1)
+        return cls(metadata, frames, syntax, shape[: 2 + (shape[2] > 1)], bulk)
 
     def uid(self, keyword: str) -> str:
         return self.values(f"{tag_for_keyword(keyword):08X}")[0]
@@ -105,15 +101,25 @@ class StoredInstance:
 class DICOMwebServer:
     """Serves the slides of some folders on a free port of the loopback interface, while used as a context."""
 
-    def __init__(self, *folders: Path, gzip_answers: bool = False) -> None:
+    def __init__(
+        self,
+        *folders: Path,
+        personality: Personality = GOOD,
+        gzip_answers: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.fault: Callable[[Request], Fault | None] = lambda request: None
-        self.gzip_answers = gzip_answers
+        self.personality = replace(personality, gzip="accepted") if gzip_answers else personality
+        self.closing = threading.Event()
         self.requests: list[Request] = []
         self.lock = threading.Lock()
         self.active = 0
         self.sockets: set[socket.socket] = set()
         self._http = _HTTPServer(self)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/dicom-web"
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+        self.host = f"http{'s' * (tls is not None)}://127.0.0.1:{self._http.server_address[1]}"
+        self.url = self.host + self.personality.root
         self.instances = [
             StoredInstance.read(file, self.url) for folder in folders for file in sorted(folder.glob("*.dcm"))
         ]
@@ -124,11 +130,13 @@ class DICOMwebServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._http.shutdown()
         self._http.server_close()
         with self.lock:
             for connection in self.sockets:
-                connection.close()
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def series_url(self, study_uid: str, series_uid: str) -> str:
         return f"{self.url}/studies/{study_uid}/series/{series_uid}"
@@ -193,7 +201,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         owner = self.server.owner
         url = urllib.parse.urlsplit(self.path)
-        route = ROUTE.fullmatch(url.path.removeprefix("/dicom-web"))
+        path = url.path.removeprefix(owner.personality.root)
+        for prefix in filter(None, (owner.personality.wado_prefix, owner.personality.qido_prefix)):
+            path = path.removeprefix(f"/{prefix}")
+        route = ROUTE.fullmatch(path)
         parts = route.groupdict() if route else {}
         with owner.lock:
             owner.active += 1
@@ -201,11 +212,16 @@ class _Handler(BaseHTTPRequestHandler):
             owner.requests.append(request)
         try:
             fault = owner.fault(request) or Fault()
-            time.sleep(fault.latency_seconds)
-            if fault.status is not None:
-                self._send(fault.status, fault.headers, fault.body, fault)
+            owner.closing.wait(fault.latency_seconds)
+            if fault.raw is not None:
+                self.close_connection = True
+                for data in fault.raw():
+                    self.wfile.write(data)
+            elif fault.status is not None:
+                self._send(Reply(fault.status, {}, fault.body), fault)
             else:
-                self._answer(request, parts, dict(urllib.parse.parse_qsl(url.query)), fault)
+                query = dict(urllib.parse.parse_qsl(url.query))
+                self._send(self._answer(request, parts, query, fault), fault)
         finally:
             with owner.lock:
                 owner.active -= 1
@@ -223,70 +239,95 @@ class _Handler(BaseHTTPRequestHandler):
             concurrent=owner.active,
             client_port=self.client_address[1],
             attempt=1 + sum(earlier.path == self.path for earlier in owner.requests),
+            certificate=isinstance(self.connection, ssl.SSLSocket) and bool(self.connection.getpeercert()),
             instance_uid=instance,
             frame_numbers=tuple(map(int, numbers)),
         )
 
-    def _answer(self, request: Request, parts: dict[str, Any], query: dict[str, str], fault: Fault) -> None:
+    def _answer(self, request: Request, parts: dict[str, Any], query: dict[str, str], fault: Fault) -> Reply:
+        owner, personality = self.server.owner, self.server.owner.personality
         match = {keyword: parts[name] for name, keyword in UIDS.items() if parts.get(name)}
-        found = self.server.owner.find(match)
+        if len(self.path) > personality.max_url_characters:
+            return self._refusal(personality.too_long_status, "The URL is too long")
         if request.kind == "search":
-            match.update((key, value) for key, value in query.items() if key not in NOT_MATCHED)
-            self._send_json(_search(self.server.owner.find(match), parts["what"], query), fault)
-        elif not found or request.kind == "other":
-            self._send(404, {"Content-Type": "application/json"}, b'{"Message": "Unknown resource"}', fault)
-        elif request.kind == "metadata":
-            self._send_json([instance.metadata for instance in found], fault)
-        elif request.kind == "bulk":
-            self._send(200, {"Content-Type": "application/octet-stream"}, found[0].bulk[parts["detail"]], fault)
-        elif not all(1 <= number <= len(found[0].frames) for number in request.frame_numbers):
-            self._send(404, {"Content-Type": "application/json"}, b'{"Message": "No such frame"}', fault)
-        elif not _acceptable(request.headers.get("accept", ""), found[0].transfer_syntax):
-            self._send(406, {"Content-Type": "text/plain"}, b"Not acceptable", fault)
-        else:
-            self._send_frames(request, found[0], fault)
+            return self._found(match, parts["what"], query)
+        found = owner.find(match)
+        if not found or request.kind == "other":
+            return self._refusal(404, "Unknown resource")
+        if request.kind == "metadata":
+            changed = (parts["instance"] and personality.instance_metadata) or personality.metadata
+            return _json([changed(instance.metadata) for instance in found])
+        if request.kind == "bulk":
+            return self._bulk(request, found[0].bulk.get(parts["detail"]))
+        return answer_frames(personality, fault, request, found[0])
 
-    def _send_frames(self, request: Request, instance: StoredInstance, fault: Fault) -> None:
-        frames = [(number, instance.frames[number - 1]) for number in request.frame_numbers]
-        if fault.change_frame:
-            frames = [(number, fault.change_frame(number, data)) for number, data in frames]
-        media_type = MEDIA_TYPES.get(instance.transfer_syntax, "application/octet-stream")
-        full_type = f"{media_type}; transfer-syntax={instance.transfer_syntax}"
-        if fault.single_part:
-            self._send(200, {"Content-Type": full_type}, frames[0][1], fault)
-            return
-        body = bytearray()
-        for number, data in frames[: len(frames) - fault.drop_parts]:
-            kept = data[: len(data) - (fault.cut_last_part_bytes if number == frames[-1][0] else 0)]
-            location = f"http://{request.headers['host']}{request.path.rpartition('/')[0]}/{number}"
-            body += f"--{BOUNDARY}\r\nContent-Type: {full_type}\r\nContent-Location: {location}\r\n\r\n".encode()
-            body += kept + b"\r\n"
-        body += b"" if fault.omit_closing else f"--{BOUNDARY}--\r\n".encode()
-        content_type = f'multipart/related; type="{full_type}"; boundary={BOUNDARY}'
-        self._send(200, {"Content-Type": content_type}, bytes(body), fault)
+    def _found(self, match: dict[str, str], what: str, query: dict[str, str]) -> Reply:
+        owner, personality = self.server.owner, self.server.owner.personality
+        if refused := set(query) & set(personality.search_refuses):
+            return self._refusal(400, f"invalid parameter {sorted(refused)}")
+        match.update((key, value) for key, value in query.items() if key not in NOT_MATCHED)
+        items = _search(owner.find(match), what, query, personality)
+        return Reply(204) if not items and personality.empty_search == 204 else _json(items)
 
-    def _send_json(self, value: list[Any], fault: Fault) -> None:
-        self._send(200, {"Content-Type": "application/dicom+json"}, json.dumps(value).encode(), fault)
+    def _refusal(self, status: int, message: str) -> Reply:
+        content_type, body = self.server.owner.personality.error(status, message)
+        return Reply(status, {"Content-Type": content_type}, body)
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault) -> None:
-        if self.server.owner.gzip_answers and "gzip" in self.headers.get("Accept-Encoding", ""):
-            headers, body = {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
-        self.send_response(status)
-        for name, value in {**headers, **fault.headers}.items():
-            self.send_header(name, value)
+    def _bulk(self, request: Request, value: bytes | None) -> Reply:
+        personality = self.server.owner.personality
+        if value is None:
+            return self._refusal(404, "Unknown bulk data")
+        if not re.fullmatch(personality.bulk_accept, request.headers.get("accept", "")):
+            return self._refusal(400, "Unsupported media type")
+        if not personality.bulk_multipart:
+            return Reply(200, {"Content-Type": "application/octet-stream"}, value)
+        head = b"--b-u-l-k\r\nContent-Type: application/octet-stream\r\n\r\n"
+        kind = 'multipart/related; type="application/octet-stream"; boundary=b-u-l-k'
+        return Reply(200, {"Content-Type": kind}, head + value + b"\r\n--b-u-l-k--")
+
+    def _send(self, reply: Reply, fault: Fault) -> None:
+        personality = self.server.owner.personality
+        headers, body = {**reply.headers, **fault.headers}, reply.body
         body = body[: len(body) - fault.cut_body_bytes]
-        if status != 204:
+        asked_gzip = "gzip" in self.headers.get("Accept-Encoding", "")
+        framing = fault.framing or personality.framing
+        if personality.gzip == "always" or (personality.gzip == "accepted" and asked_gzip):
+            headers, body = {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
+            framing = fault.framing or "length"
+        self.send_response(fault.label or reply.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if framing == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif framing == "close":
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        elif reply.status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self._send_body(body, framing, fault)
+
+    def _send_body(self, body: bytes, framing: str, fault: Fault) -> None:
+        ends = (fault.reset_after_bytes, fault.hang_up_after_bytes, fault.stall_after_bytes)
+        end = next((end for end in ends if end is not None), None)
         step, pause = fault.drip or (1 << 20, 0.0)
-        for chunk in _chunks(body[: fault.reset_after_bytes], step):
-            self.wfile.write(chunk)
-            time.sleep(pause)
+        for chunk in _chunks(body[:end], step):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if framing == "chunked" else chunk)
+            self.server.owner.closing.wait(pause)
+        if end is None:
+            self.wfile.write(b"0\r\n\r\n" if framing == "chunked" else b"")
+            return
+        self.close_connection = True
+        if fault.stall_after_bytes is not None:
+            self.server.owner.closing.wait(60)
         if fault.reset_after_bytes is not None:
             linger = b"\1\0\0\0\0\0\0\0"  # on, 0 seconds: closing sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _json(value: list[Any]) -> Reply:
+    return Reply(200, {"Content-Type": "application/dicom+json"}, json.dumps(value).encode())
 
 
 def _chunks(data: bytes, step: int) -> Iterator[bytes]:
@@ -294,19 +335,14 @@ def _chunks(data: bytes, step: int) -> Iterator[bytes]:
         yield data[start : start + step]
 
 
-def _acceptable(accept: str, transfer_syntax: str) -> bool:
-    """Whether stored frames may be sent; this server transcodes nothing."""
-    asked = re.search(r"transfer-syntax=\"?([\d.*]+)", accept)
-    native = not transfer_syntax.startswith("1.2.840.10008.1.2.4.")
-    return native if asked is None else asked[1] in ("*", transfer_syntax)
-
-
-def _search(found: Iterable[StoredInstance], what: str, query: dict[str, str]) -> list[dict[str, Any]]:
+def _search(
+    found: Iterable[StoredInstance], what: str, query: dict[str, str], personality: Personality
+) -> list[dict[str, Any]]:
     """Answer QIDO-RS: one item for each study, series or instance, paged."""
     keyword = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}.get(what, "SOPInstanceUID")
     items: dict[str, dict[str, Any]] = {}
     for instance in found:
         plain = {tag: value for tag, value in instance.metadata.items() if value["vr"] not in ("SQ", "OB")}
         items.setdefault(instance.uid(keyword), plain)
-    start = int(query.get("offset", 0))
-    return list(items.values())[start : start + int(query.get("limit", 1000))]
+    start = int(query.get("offset", 0)) if personality.search_offset else 0
+    return list(items.values())[start:][: min(int(query.get("limit", 1000)), personality.search_limit)]

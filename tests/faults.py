@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 Kind = Literal["search", "metadata", "frames", "bulk", "other"]
 
@@ -28,6 +28,8 @@ class Request:
     """Tells connections apart."""
     attempt: int
     """How many requests for this path there have been, this one included."""
+    certificate: bool = False
+    """Whether the client showed one."""
     instance_uid: str | None = None
     frame_numbers: tuple[int, ...] = ()
 
@@ -39,6 +41,8 @@ class Fault:
     latency_seconds: float = 0.0
     status: int | None = None
     """Answer with this status, ``body`` and ``headers`` instead."""
+    label: int | None = None
+    """Send the right answer under this status."""
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     drop_parts: int = 0
@@ -57,6 +61,26 @@ class Fault:
     """Break the connection after this much of the body."""
     drip: tuple[int, float] | None = None
     """Send this many bytes at a time, with a pause in seconds after each."""
+    hang_up_after_bytes: int | None = None
+    """Close the connection in good order after this much of the body."""
+    stall_after_bytes: int | None = None
+    """Fall silent after this much of the body, until the server is closed."""
+    framing: Literal["length", "chunked", "close"] | None = None
+    """How the end of the body is told; None as the server does it."""
+    extra_parts: int = 0
+    """Send this many parts too many: of frames that nobody asked for."""
+    repeat_parts: bool = False
+    """Send every part twice."""
+    reverse_parts: bool = False
+    """Send the parts in descending order."""
+    locations: bool = True
+    """Whether parts say which frame they are."""
+    part_headers: tuple[str, ...] = ()
+    """Further headers of each part; ``{length}`` stands for the right length."""
+    boundary: str | None = None
+    """Another boundary than the header of the answer says."""
+    raw: Callable[[], Iterable[bytes]] | None = None
+    """Send these bytes instead of an answer of HTTP, then hang up."""
 
 
 def quota_page() -> Fault:
@@ -77,6 +101,11 @@ def fail_first(times: int, fault: Fault, kind: Kind = "frames") -> Callable[[Req
             return fault if next(seen, None) is not None else None
 
     return hook
+
+
+def every(fault: Fault, kind: Kind = "frames") -> Callable[[Request], Fault | None]:
+    """Return a hook that lets all requests of a kind fail."""
+    return lambda request: fault if request.kind == kind else None
 
 
 def slowed(seconds: float) -> Callable[[Request], Fault | None]:

@@ -63,8 +63,10 @@ LAYERS = {
         ("sources.part10", "sources.retrieval", "sources.store"),
         ("sources.pace",),
         ("sources.accept", "sources.services"),
-        ("sources.answers", "sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
-        ("sources.multipart", "sources.retry"),
+        ("sources.answers",),
+        ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
+        ("sources.multipart",),
+        ("sources.retry",),
     ),
     "pure": (
         ("batch", "codecs", "icc", "matching", "plan", "png", "properties", "resolution", "stitch"),

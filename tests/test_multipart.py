@@ -251,10 +251,11 @@ def test_nothing_grows_without_bounds(data: bytes, match: str) -> None:
         parse(pieces(data, 4096), "b-1")
 
 
-def test_a_part_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipart, "MAX_PART_BYTES", 1000)
+def test_a_part_has_a_bound() -> None:
+    parser = MultipartParser("b-1", max_part_bytes=1000)
     with pytest.raises(ProtocolError, match="larger than 1,000 bytes"):
-        parse([b"--b-1\r\n\r\n", *[bytes(100)] * 12], "b-1")
+        for chunk in [b"--b-1\r\n\r\n", *[bytes(100)] * 12]:
+            assert not list(parser.feed(chunk))
 
 
 @pytest.mark.parametrize(("value", "media_type", "parameters"), [

@@ -126,6 +126,9 @@ def test_single_frames_are_asked_for_where_lists_are_slower_than_their_sum() -> 
 def test_throttling_halves_the_connections_and_answers_win_them_back() -> None:
     pace = Pace(8)
     pace.throttled()
+    pace.throttled()  # together with the first
+    assert pace.advise(100).requests == 4
+    pace._throttled_at -= 60
     pace.throttled()
     assert pace.advise(100).requests == 2
     assert pace.traits().throttled

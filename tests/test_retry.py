@@ -35,7 +35,7 @@ from wsiweb.sources.retry import (
     action_for,
     backoff_seconds,
     check_status,
-    named,
+    raise_named,
     retry_after_seconds,
     worth_repeating,
 )
@@ -276,12 +276,15 @@ def test_a_used_up_quota_is_no_throttling(body: bytes, content_type: str, quota:
 
 
 def test_what_stands_becomes_a_public_error() -> None:
-    assert isinstance(named(refused(404), "The series"), SlideNotFoundError)
-    frame = named(refused(404), "Frame 3", (3,))
-    assert isinstance(frame, SourceError)
-    assert (frame.status, frame.url, frame.frame_numbers) == (404, URL, (3,))
+    with pytest.raises(SlideNotFoundError, match="The series"):
+        raise_named(refused(404), "The series")
+    with pytest.raises(SourceError, match="Frame 3") as frame:
+        raise_named(refused(404), "Frame 3", (3,))
+    assert (frame.value.status, frame.value.url, frame.value.frame_numbers) == (404, URL, (3,))
     own = ProtocolError("cut", url=URL)
-    assert named(own, "Frame 3", (3,)) is own
+    with pytest.raises(ProtocolError) as caught:
+        raise_named(own, "Frame 3", (3,))
+    assert caught.value is own
     assert own.frame_numbers == (3,)
 
 

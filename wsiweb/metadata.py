@@ -14,7 +14,7 @@ from wsiweb import transfer_syntaxes
 from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
 from wsiweb.errors import MetadataError
 from wsiweb.palette import Palette, read_palette
-from wsiweb.sources.base import InstanceAddress, JsonDataset
+from wsiweb.sources.base import FrameBatch, InstanceAddress, JsonDataset
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -126,17 +126,25 @@ class Instance:
     extended_depth_of_field: bool
     absent_pixel_cielab: tuple[int, int, int] | None
 
+    def batch(self, frame_numbers: tuple[int, ...], *, fresh: bool = False) -> FrameBatch:
+        """Return what asks for frames of this instance; see ``FrameBatch``."""
+        return FrameBatch(
+            self.address, frame_numbers, self.transfer_syntax_uid, frame_bytes=self.frame_bytes,
+            compressed=self.stored_compressed, lossless=self.stored_without_loss, fresh=fresh,
+        )  # fmt: skip
+
     @property
-    def uncompressed_frame_bytes(self) -> int | None:
-        """Size of a frame without compression, where frames are stored compressed; None where they seem not to be."""
+    def frame_bytes(self) -> int:
+        """Size of a frame without compression."""
         pixels = self.pixels
+        return pixels.rows * pixels.columns * pixels.samples_per_pixel * max(pixels.bits_allocated // 8, 1)
+
+    @property
+    def stored_compressed(self) -> bool:
+        """Whether frames are known, or seem, to be stored compressed."""
         if self.transfer_syntax_uid is not None:
-            compressed = transfer_syntaxes.media_type(self.transfer_syntax_uid) is not None
-        else:
-            compressed = pixels.lossy or pixels.photometric in _COMPRESSED_PHOTOMETRIC
-        return (
-            pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.bits_allocated // 8 if compressed else None
-        )
+            return transfer_syntaxes.media_type(self.transfer_syntax_uid) is not None
+        return self.pixels.lossy or self.pixels.photometric in _COMPRESSED_PHOTOMETRIC
 
     @property
     def stored_without_loss(self) -> bool:

@@ -20,7 +20,7 @@ from wsiweb.batch import Batch, batch_frames
 from wsiweb.cache import AbandonedError, ByteCache, SingleFlightCache
 from wsiweb.codecs import TruncatedFrameError, decode
 from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
-from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch
+from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
 from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
@@ -288,10 +288,7 @@ class Reader:
             if errand.cancellation.cancelled:
                 return
             numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
-            request = FrameBatch(
-                instance.address, numbers, instance.transfer_syntax_uid, instance.uncompressed_frame_bytes,
-                instance.stored_without_loss, fresh=again,
-            )  # fmt: skip
+            request = instance.batch(numbers, fresh=again)
             for frame in self.source.fetch(request, errand.cancellation):
                 key = (batch.instance_index, frame.frame_number - 1)
                 visible = left.pop(key)

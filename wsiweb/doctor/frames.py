@@ -58,9 +58,9 @@ def nature_of(frame: EncodedFrame, instance: Instance, stored: str | None) -> st
     stream = inspect(frame.data)
     media_type = transfer_syntaxes.media_type(stored) if stored else None
     if stream is None:
-        raw_bytes = instance.uncompressed_frame_bytes
         rle = _RLE in (frame.media_type, media_type)
-        return "decompressed" if raw_bytes is not None and not rle and len(frame.data) >= raw_bytes else "as stored"
+        whole = instance.stored_compressed and len(frame.data) >= instance.frame_bytes
+        return "decompressed" if whole and not rle else "as stored"
     if stored and (media_type not in _MEDIA_TYPES[stream.coding] or frame.transfer_syntax_uid not in (stored, None)):
         return "transcoded"
     if stored is None and instance.pixels.lossy and stream.coding is Coding.JPEG_LOSSLESS:

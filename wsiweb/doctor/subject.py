@@ -6,13 +6,13 @@ import itertools
 from typing import TYPE_CHECKING
 
 from wsiweb.doctor.report import Check
-from wsiweb.sources.base import FrameBatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsiweb.doctor.wire import WatchedService
     from wsiweb.metadata import Instance
+    from wsiweb.sources.base import FrameBatch
 
 
 class Subject:
@@ -35,10 +35,7 @@ class Subject:
 
     def batch(self, count: int) -> FrameBatch:
         """Return a request for so many frames, as reading makes it."""
-        instance = self.instance
-        return FrameBatch(
-            instance.address, self.take(count), instance.transfer_syntax_uid, instance.uncompressed_frame_bytes
-        )
+        return self.instance.batch(self.take(count))
 
     def url(self, service: WatchedService, numbers: Sequence[int]) -> str:
         """Return the address of frames."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from wsiweb.errors import ProtocolError
+from wsiweb.errors import ProtocolError, SourceError
 from wsiweb.sources.base import EncodedFrame
+from wsiweb.sources.http import readable_error
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class SinglePartError(ProtocolError):
     """One frame came where several were asked for; nobody knows which."""
 
 
-_FRAME_IN_LOCATION = re.compile(r"/frames/(\d+)/?$")
+SPARE_PARTS = 64
+"""So many more parts than frames may an answer have, beside each frame twice."""
+_FRAME_IN_LOCATION = re.compile(r"/frames/([0-9]{1,10})/?$")
 _ERROR_TYPES = (
     "text/",
     "application/json",
@@ -32,12 +35,14 @@ _ERROR_TYPES = (
 )
 
 
-def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
+def frames_in(answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FRAME_BYTES) -> Iterator[EncodedFrame]:
     """Yield the frames of an answer, each of ``numbers`` at most once, as they arrive.
 
     A part says by its Content-Location which frame it is; it is then handed out at once. Parts that do not say are
     held until the answer is whole and as many have come as were asked for: one left out in the middle would
     otherwise pass its neighbours off as each other.
+
+    A frame of more than ``max_bytes`` is refused.
 
     Raises
     ------
@@ -46,18 +51,26 @@ def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
     """
     media_type, parameters = parse_content_type(answer.content_type)
     if not media_type.startswith("multipart/"):
-        yield _single(answer, media_type, parameters, numbers)
+        yield _single(answer, media_type, parameters, numbers, max_bytes)
         return
-    parser = MultipartParser(parameters.get("boundary"))
+    parser = MultipartParser(parameters.get("boundary"), max_part_bytes=max_bytes)
     missing = set(numbers)
     unnamed: list[Part] = []
-    for part in _parts(parser, answer.chunks):
+    most = 2 * len(numbers) + SPARE_PARTS
+    for count, part in enumerate(_parts(parser, answer), 1):
         number = _number(part)
         if number is None:
             unnamed.append(part)
         elif number in missing and part.data:
             missing.discard(number)
             yield _frame(part, number)
+        if count > most and not missing:
+            return
+        if count > most:
+            raise ProtocolError(
+                f"{answer.url} answered with far more parts than the {len(numbers)} frames that were asked for",
+                url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
+            )  # fmt: skip
     if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
         for number, part in zip(numbers, unnamed, strict=True):
             if part.data:
@@ -72,9 +85,19 @@ def frames_in(answer: Answer, numbers: Sequence[int]) -> Iterator[EncodedFrame]:
         )  # fmt: skip
 
 
-def _parts(parser: MultipartParser, chunks: Iterator[bytes]) -> Iterator[Part]:
-    for chunk in chunks:
-        yield from parser.feed(chunk)
+def _parts(parser: MultipartParser, answer: Answer) -> Iterator[Part]:
+    """Yield the parts of an answer; what is whole when it breaks off, too."""
+    try:
+        for chunk in answer.chunks:
+            yield from parser.feed(chunk)
+    except ProtocolError as error:
+        if error.url is None:  # the parser does not know it
+            raise type(error)(f"{answer.url}: {error}", url=answer.url, status=answer.status) from error
+        yield from parser.close()
+        raise
+    except SourceError:
+        yield from parser.close()
+        raise
     yield from parser.close()
 
 
@@ -88,25 +111,27 @@ def _frame(part: Part, number: int) -> EncodedFrame:
     return EncodedFrame(number, part.data, media_type or None, parameters.get("transfer-syntax"))
 
 
-def _single(answer: Answer, media_type: str, parameters: Mapping[str, str], numbers: Sequence[int]) -> EncodedFrame:
+def _single(
+    answer: Answer, media_type: str, parameters: Mapping[str, str], numbers: Sequence[int], max_bytes: int
+) -> EncodedFrame:
     """Take an answer that is no multipart: one frame, where one was asked for, or a server's error page."""
     if media_type.startswith(_ERROR_TYPES):
-        raise ProtocolError(
-            f"{answer.url} answered {answer.status} with {answer.error_text()!r:.300} where {len(numbers)} frames were "
-            f"asked for",
-            url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
-        )  # fmt: skip
+        raise _no_frames(answer, numbers, f"with {answer.error_text()!r:.300}")
+    data = answer.read(max_bytes)
+    if not data:
+        raise _no_frames(answer, numbers, "with nothing")
+    if not media_type and data.lstrip()[:1] in (b"<", b"{"):
+        raise _no_frames(answer, numbers, f"with {readable_error(data[:4096])!r:.300}")
     if len(numbers) != 1:
         raise SinglePartError(
             f"{answer.url} answered with one {media_type or 'body'} where {len(numbers)} frames were asked for",
             url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
         )  # fmt: skip
-    data = answer.read(MAX_FRAME_BYTES)
-    if not data:
-        raise ProtocolError(
-            f"{answer.url} answered with nothing",
-            url=answer.url,
-            status=answer.status,
-            frame_numbers=tuple(numbers),
-        )
     return EncodedFrame(numbers[0], data, media_type or None, parameters.get("transfer-syntax"))
+
+
+def _no_frames(answer: Answer, numbers: Sequence[int], what: str) -> ProtocolError:
+    return ProtocolError(
+        f"{answer.url} answered {answer.status} {what} where {len(numbers)} frames were asked for",
+        url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
+    )  # fmt: skip

@@ -33,9 +33,10 @@ class FrameBatch:
     """1-based, ascending, no duplicates."""
     transfer_syntax_uid: str | None
     """Stored transfer syntax where the metadata tell it."""
-    uncompressed_bytes: int | None = None
-    """Size of a frame without compression, where frames are stored compressed; None where they are not, or that is
-    not known."""
+    frame_bytes: int = 1 << 29
+    """Size of a frame without compression."""
+    compressed: bool = False
+    """Whether frames are known, or seem, to be stored compressed."""
     lossless: bool = False
     """Whether frames are known to be stored, and to have always been, without loss."""
     fresh: bool = False

@@ -23,7 +23,7 @@ from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 
 from wsiweb.errors import AuthenticationError, ProtocolError, SourceTimeoutError, WsiWebError
-from wsiweb.sources.retry import HopelessError, UnreachableError
+from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 65_536
 _MAX_ERROR_BYTES = 65_536
+_MAX_ERROR_TEXT_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Answer:
             if deadline is not None and time.monotonic() > deadline:
                 raise SourceTimeoutError(f"The answer of {self.url} took longer than the deadline.", url=self.url)
             if len(body) > limit_bytes:
-                raise ProtocolError(
+                raise OversizeError(
                     f"The answer of {self.url} is larger than {limit_bytes:,} bytes.",
                     url=self.url, status=self.status,
                 )  # fmt: skip
@@ -173,6 +174,7 @@ class Service:
         self._timeout_seconds = timeout_seconds
         self._given = session
         self._session = _own_session(session, self.base_url, connections)
+        self._stranger = _stranger_session(session, self._session)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._state
@@ -228,7 +230,7 @@ class Service:
 
     def _send(self, url: str, accept: str, parameters: dict[str, str] | None) -> requests.Response:
         """Follow redirects by hand: credentials stay with their origin, and nothing falls from https to http."""
-        session = self._session if same_origin(self.base_url, url) else self._stranger()
+        session = self._session if same_origin(self.base_url, url) else self._stranger
         headers = {"Accept": accept}
         renewed = False
         for _ in range(MAX_REDIRECTS + 1):
@@ -244,18 +246,18 @@ class Service:
             response.close()
             if location is None:
                 where = without_secrets(url)
-                raise ProtocolError(f"{where} answered {response.status_code}, a redirect, without a Location.",
+                raise RedirectError(f"{where} answered {response.status_code}, a redirect, without a Location.",
                                     url=where, status=response.status_code)  # fmt: skip
             target = urljoin(response.url, location)
             parameters = None
             if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
-                raise ProtocolError(
+                raise RedirectError(
                     f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
                     url=without_secrets(url), status=response.status_code,
                 )  # fmt: skip
-            session = self._session if same_origin(self.base_url, target) else self._stranger()
+            session = self._session if same_origin(self.base_url, target) else self._stranger
             url = target
-        raise ProtocolError(
+        raise RedirectError(
             f"{without_secrets(url)} redirects more than {MAX_REDIRECTS} times.", url=without_secrets(url)
         )
 
@@ -274,22 +276,19 @@ class Service:
         except OSError as error:  # requests wraps those of sockets: this is about a certificate file
             raise HopelessError(f"{without_secrets(url)} was not asked: {error}", url=without_secrets(url)) from error
 
-    def _stranger(self) -> requests.Session:
-        """Return a session for another origin, which knows the way there and nothing that is secret."""
-        session = requests.Session()
-        session.auth = _NoCredentials()
-        session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
-        session.verify, session.proxies = self._given.verify, self._given.proxies
-        session.trust_env = self._given.trust_env
-        return session
-
     def _renew(self, session: requests.Session, response: requests.Response) -> bool:
         auth = session.auth
         return isinstance(auth, TokenAuth) and auth.renew(response.request.headers.get("Authorization"))
 
     def close(self) -> None:
         """Close this copy's connections; the user's session is theirs."""
-        self._session.close()
+        for session in (self._session, self._stranger):
+            for adapter in session.adapters.values():
+                manager = getattr(adapter, "poolmanager", None)
+                for key in manager.pools.keys() if manager is not None else ():
+                    with contextlib.suppress(KeyError):
+                        manager.pools[key].close()  # clearing alone leaves them to the garbage collector
+            session.close()
 
 
 def _below(root: str, prefix: str | None) -> str:
@@ -310,7 +309,9 @@ def _own_session(session: requests.Session, url: str, connections: int) -> reque
     own.headers = CaseInsensitiveDict(session.headers)
     if session.trust_env:
         found = session.merge_environment_settings(url, {}, None, None, None)
-        own.proxies, own.verify, own.cert = found["proxies"], found["verify"], found["cert"]
+        own.proxies = found["proxies"]
+        if session.verify is True:  # requests itself lets the environment overrule what the user says
+            own.verify = found["verify"]
         own.auth = own.auth or requests.utils.get_netrc_auth(url)
         own.trust_env = False
     own.adapters = OrderedDict(
@@ -321,6 +322,15 @@ def _own_session(session: requests.Session, url: str, connections: int) -> reque
 
         own.headers["User-Agent"] = f"wsiweb/{__version__}"
     return own
+
+
+def _stranger_session(given: requests.Session, own: requests.Session) -> requests.Session:
+    """Return a session for other origins, which knows the way there and nothing that is secret."""
+    session = requests.Session()
+    session.auth = _NoCredentials()
+    session.headers["User-Agent"] = own.headers.get("User-Agent", "")
+    session.verify, session.proxies, session.trust_env = given.verify, given.proxies, given.trust_env
+    return session
 
 
 def _own_adapter(adapter: Any, connections: int) -> Any:
@@ -431,6 +441,7 @@ def readable_error(body: bytes) -> str:
     """Return what a server's error body says, at most 500 characters, for JSON, HTML and text."""
     from wsiweb.dicomjson import loads  # noqa: PLC0415
 
+    body = body[:_MAX_ERROR_TEXT_BYTES]
     text = body.decode("utf-8", "replace").strip()
     if text[:1] in ("{", "["):
         with contextlib.suppress(ValueError):
@@ -442,5 +453,5 @@ def readable_error(body: bytes) -> str:
                 found = inner if isinstance(inner, dict) else found
                 parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
                 text = " ".join(part for part in parts if isinstance(part, str) and part) or text
-    text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]*>", " ", text)
+    text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", " ", text)
     return " ".join(text.split())[:500]

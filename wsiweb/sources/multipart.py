@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsiweb.errors import ProtocolError
+from wsiweb.sources.retry import OversizeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,6 @@ MAX_PREAMBLE_BYTES = 65_536
 MAX_PART_BYTES = 1 << 30
 _PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 _CARRIAGE_RETURN = 13
-_LINE_ENDS = (b"", b"\r\n", b"\n")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -56,6 +56,8 @@ class MultipartParser:
     ----------
     boundary
         The parameter of Content-Type; None takes the first line that begins with two hyphens.
+    max_part_bytes
+        A larger part is refused.
 
     Raises
     ------
@@ -63,11 +65,12 @@ class MultipartParser:
         From ``feed``: the bytes are no multipart body, or a part exceeds the bounds.
     """
 
-    def __init__(self, boundary: str | None) -> None:
+    def __init__(self, boundary: str | None, *, max_part_bytes: int = MAX_PART_BYTES) -> None:
         self._delimiter = None if boundary is None else b"--" + boundary.encode("latin-1", "replace")
         self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
         self._state: Callable[[], Part | None] = self._preamble
         self._headers: dict[str, str] = {}
+        self._max_part_bytes = max_part_bytes
         self._length: int | None = None
         self._lengths_lie = False
         self._scanned = 0
@@ -91,8 +94,13 @@ class MultipartParser:
         found = list(self._parts())
         yield from found
         whole = in_body and length is not None and len(self._buffer) > length
-        if not found and whole and length is not None and self._buffer[1 + length :] in _LINE_ENDS:
+        if not found and whole and length is not None and self._begins_delimiter(self._buffer[1 + length :]):
             yield Part(headers, bytes(self._buffer[1 : 1 + length]))
+
+    def _begins_delimiter(self, rest: bytearray) -> bool:
+        """Whether what follows a part is nothing, or the beginning of its delimiter."""
+        delimiter = self._delimiter or b""
+        return any((ending + delimiter).startswith(rest) for ending in (b"\r\n", b"\n"))
 
     def _parts(self) -> Iterator[Part]:
         while not self.finished:
@@ -143,6 +151,8 @@ class MultipartParser:
                 self._headers[name.strip().lower()] = value.strip()
         del self._buffer[: match.end() - 1]  # the line break stays: a delimiter may follow at once
         self._length = None if self._lengths_lie else _length(self._headers.get("content-length", ""))
+        if self._length is not None and self._length > self._max_part_bytes:
+            self._length = None
         self._scanned = 0
         self._state = self._body
 
@@ -164,8 +174,8 @@ class MultipartParser:
         found = self._buffer.find(marker, max(self._scanned - len(marker), 0))
         if found < 0:
             self._scanned = len(self._buffer)
-            if self._scanned > MAX_PART_BYTES:
-                raise ProtocolError(f"A part of the answer is larger than {MAX_PART_BYTES:,} bytes.")
+            if self._scanned > self._max_part_bytes:
+                raise OversizeError(f"A part of the answer is larger than {self._max_part_bytes:,} bytes.")
             return None
         return self._take(found - 1 if self._buffer[found - 1 : found] == b"\r" else found, found)
 

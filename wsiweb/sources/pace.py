@@ -41,6 +41,7 @@ TYPICAL_SECONDS_PER_FRAME = 0.0015
 """Until it is measured: 18 kB at 12 MB/s."""
 NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
+TOGETHER_SECONDS = 1.0
 ALONE_BELOW = 1.5
 TOGETHER_FROM = 3.0
 """Requests in flight, on average, that count as one alone and as many together."""
@@ -70,6 +71,10 @@ class Lap:
     started: float
     in_flight: int
     first_byte: float | None = None
+
+    def begin(self) -> None:
+        """Begin anew: whatever was waited for until now was not the service."""
+        self.started = time.monotonic()
 
     def answered(self) -> None:
         """Stop the first part of the time: the first byte is there."""
@@ -110,6 +115,7 @@ class Pace:
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
         self._connections = self._max_connections
         self._answers_since_throttled = 0
+        self._throttled_at = -math.inf
         self._in_flight = 0
         self._max_frames: int | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
@@ -158,8 +164,12 @@ class Pace:
             self._changed.notify_all()
 
     def throttled(self) -> None:
-        """Halve the connections: the service asked for patience."""
+        """Halve the connections: the service asked for patience. Refusals that come together count once."""
         with self._changed:
+            now = time.monotonic()
+            if now - self._throttled_at < TOGETHER_SECONDS:
+                return
+            self._throttled_at = now
             self._connections = max(self._connections // 2, 1)
             self._answers_since_throttled = 0
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from wsiweb.codestream import Coding, inspect
 from wsiweb.errors import ProtocolError, SourceError
 from wsiweb.sources.accept import NATIVE
-from wsiweb.sources.answers import SinglePartError, frames_in
-from wsiweb.sources.retry import THROTTLING, Action, Patience, RefusedError, check_status, named, worth_repeating
+from wsiweb.sources.answers import MAX_FRAME_BYTES, SinglePartError, frames_in
+from wsiweb.sources.retry import THROTTLING, Action, Patience, RefusedError, check_status, raise_named, worth_repeating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
 
+_SPARE_TIMES, _SPARE_BYTES = 2, 1 << 20
 Numbers = tuple[int, ...]
 
 
@@ -73,7 +74,7 @@ class FrameRetrieval:
 
     def run(self) -> Iterator[EncodedFrame]:
         """Yield each frame once, as it arrives; ends early only when cancelled."""
-        while self._queue and self._gate.wait(self._cancellation):
+        while self._queue and not self._stopped():
             numbers = self._queue.popleft()
             missing = dict.fromkeys(numbers)
             accept = self._accept(len(numbers))
@@ -82,29 +83,37 @@ class FrameRetrieval:
                     del missing[frame.frame_number]
                     yield frame
             except (RefusedError, SourceError) as error:
-                if self._cancellation.cancelled:
+                if self._stopped():
                     return
                 self._react(error, numbers, tuple(missing), accept)
             else:
                 self._patience = None
-        if self._doubted is not None and not self._cancellation.cancelled:
+        if self._doubted is not None and not self._stopped():
             self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
+
+    def _stopped(self) -> bool:
+        return self._cancellation.cancelled
 
     def _ask(self, numbers: Numbers, accept: str) -> Iterator[EncodedFrame]:
         url = self._url + ",".join(map(str, numbers))
         with self._pace.request(self._cancellation) as lap:
-            if self._cancellation.cancelled:
+            if not self._gate.wait(self._cancellation):
                 return
+            lap.begin()
             with self._service.get(url, accept, cancellation=self._cancellation) as answer:
                 lap.answered()
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
                 n_bytes = 0
-                for frame in frames_in(answer, numbers):
+                for frame in frames_in(answer, numbers, max_bytes=self._max_bytes()):
                     if n_bytes == 0:  # remembered before it is handed out: the next read may begin at once
                         self._judge(frame, accept, answer)
                     n_bytes += len(frame.data)
                     yield frame
                 self._pace.record(lap, self._batch.address.instance_uid, len(numbers), n_bytes)
+
+    def _max_bytes(self) -> int:
+        """Return what a frame can have at most: its pixels as they are, and room for what a bad encoder adds."""
+        return min(_SPARE_TIMES * self._batch.frame_bytes + _SPARE_BYTES, MAX_FRAME_BYTES)
 
     def _judge(self, frame: EncodedFrame, accept: str, answer: Answer) -> None:
         """Remember what an Accept brought; refuse what lost something on the way."""
@@ -121,11 +130,14 @@ class FrameRetrieval:
 
     def _decompressed(self, frame: EncodedFrame) -> bool:
         """Whether a frame that is stored compressed came without compression."""
-        size = self._batch.uncompressed_bytes
-        return size is not None and len(frame.data) >= size and inspect(frame.data) is None
+        batch = self._batch
+        return batch.compressed and len(frame.data) >= batch.frame_bytes and inspect(frame.data) is None
 
     def _react(self, error: RefusedError | SourceError, asked: Numbers, left: Numbers, accept: str) -> None:
         """Queue what is to be asked next, or raise what stands."""
+        if not left:  # it broke off behind the last frame
+            self._patience = None
+            return
         if len(left) < len(asked):  # only attempts that bring nothing count
             self._patience = None
             self._again(left)
@@ -153,7 +165,7 @@ class FrameRetrieval:
             self._patience = None
             return
         if not worth_repeating(error, reached=self._service.reached):
-            raise named(error, self._what(left), left) from error
+            raise_named(error, self._what(left), left)
         if not self._cancellation.sleep(self._patience.seconds_after(error)):
             self._again(left)
 

@@ -9,15 +9,15 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wsiweb.errors import (
     AuthenticationError,
+    ProtocolError,
     QuotaExceededError,
     SlideNotFoundError,
     SourceError,
     ThrottledError,
-    WsiWebError,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class UnreachableError(SourceError):
 
 class HopelessError(SourceError):
     """The request could not even be made, and never can."""
+
+
+class OversizeError(ProtocolError):
+    """An answer is larger than it can be: nobody asks for it twice."""
+
+
+class RedirectError(ProtocolError):
+    """A redirect that is not followed."""
 
 
 class Action(enum.Enum):
@@ -226,17 +234,24 @@ def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = (),
 def worth_repeating(error: SourceError | RefusedError, *, reached: bool) -> bool:
     """Whether the same request may go later; ``reached`` tells whether the service has ever answered."""
     if isinstance(error, RefusedError):
-        return error.action is Action.RETRY
+        return error.action is Action.RETRY or (error.status == 413 and error.retry_after is not None)
     if isinstance(error, UnreachableError):
         return reached
-    return not isinstance(error, (AuthenticationError, HopelessError))
+    return not isinstance(error, (AuthenticationError, HopelessError, OversizeError, RedirectError))
 
 
-def named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> WsiWebError:
-    """Return the public error for a refusal that stands."""
+def raise_named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> NoReturn:
+    """Raise the public error for a failure that stands.
+
+    Raises
+    ------
+    SourceError, SlideNotFoundError
+        Says what of ``what``.
+    """
     if isinstance(error, SourceError):
         error.frame_numbers = error.frame_numbers or frame_numbers
-        return error
+        raise error
     if error.action is Action.ABSENT and not frame_numbers:
-        return SlideNotFoundError(f"{what} is not there: {error}. Check the UIDs and the root of the service.")
-    return SourceError(f"{what}: {error}.", url=error.url, status=error.status, frame_numbers=frame_numbers)
+        message = f"{what} is not there: {error}. Check the UIDs and the root of the service."
+        raise SlideNotFoundError(message) from error
+    raise SourceError(f"{what}: {error}.", url=error.url, status=error.status, frame_numbers=frame_numbers) from error

@@ -19,7 +19,7 @@ from wsiweb.sources.http import readable_error, same_origin, without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.pace import Pace
 from wsiweb.sources.retrieval import FrameRetrieval
-from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, named, worth_repeating
+from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, raise_named, worth_repeating
 from wsiweb.sources.services import UNKNOWN, recognise
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class WebSource:
         what = "A bulk data value"
         try:
             headers, body = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
+        except SlideNotFoundError as error:
+            raise SourceError(f"{what} is not there: {error}", url=without_secrets(url), status=404) from error
         except SourceError as error:
             if error.status not in (400, 406, 415):
                 raise
@@ -217,11 +219,11 @@ class WebSource:
                     return answer.headers, answer.read(limit_bytes, deadline=deadline)
             except (RefusedError, SourceError) as caught:
                 if not worth_repeating(caught, reached=self.service.reached):
-                    raise named(caught, what) from caught
+                    raise_named(caught, what)
                 error = caught
             wait = patience.seconds_after(error)
             if time.monotonic() + wait > deadline:
-                raise named(error, what) from error
+                raise_named(error, what)
             idle.sleep(wait)
             self.stats.add(retries=1)
 

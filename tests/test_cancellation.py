@@ -1,0 +1,209 @@
+"""Whatever a read waits for, ``close`` and Ctrl-C end it at once, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from dicomweb_server import DICOMwebServer
+from faults import Fault, every
+from serving import open_slide, settled, within
+
+import wsiweb
+from wsiweb import ReadOptions, WsiWebError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import SlideMaker
+    from faults import Kind
+    from synthetic import SyntheticSlide
+
+WAITS = {
+    "backoff": Fault(status=503, headers={"Retry-After": "50"}),
+    "backoff of its own": Fault(status=502),
+    "silence": Fault(latency_seconds=50),
+    "silence in the middle": Fault(stall_after_bytes=3000),
+    "silence in the middle of chunks": Fault(stall_after_bytes=3000, framing="chunked"),
+    "a slow body": Fault(drip=(10, 0.05)),
+    "a slow body in chunks": Fault(drip=(10, 0.05), framing="chunked"),
+}
+PATIENT = ReadOptions(
+    timeout_seconds=60, deadline_seconds=100, max_attempts=100, max_connections=4, frames_per_request=4
+)
+PROMPTLY_SECONDS = 8
+"""Against waits of 50 s and more; a machine may be slow."""
+
+
+@pytest.fixture(scope="module")
+def truth(synthetic: SlideMaker) -> SyntheticSlide:
+    return synthetic("jpeg")
+
+
+@pytest.fixture
+def server(truth: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    with DICOMwebServer(truth.folder) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_close_ends_reads_of_other_threads(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    slide = open_slide(server, truth, options=PATIENT)
+    server.fault = every(WAITS[name])
+    with ThreadPoolExecutor(3) as pool:
+        reads = [pool.submit(slide.read_region, 0, place * 128, 0, 300, 200) for place in range(3)]
+        while not server.count("frames"):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        within(PROMPTLY_SECONDS, slide.close)
+        for read in reads:
+            with pytest.raises(WsiWebError, match="closed"):
+                read.result(timeout=PROMPTLY_SECONDS)
+    if name != "silence":  # that cannot be woken; it ends with its timeout
+        settled()
+    before = server.count()
+    time.sleep(0.2)
+    assert server.count() == before
+    with pytest.raises(WsiWebError, match="closed"):
+        slide.read_region(0, 0, 0, 9, 9)
+
+
+def test_an_error_ends_the_rest(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Of a read of many requests, one fails for good: those in flight are dropped, no more are made."""
+    server.fault = lambda request: (
+        Fault(status=418) if 1 in request.frame_numbers else Fault(drip=(5, 0.05)) if request.kind == "frames" else None
+    )
+    options = ReadOptions(max_connections=4, frames_per_request=4, max_attempts=1)
+    with open_slide(server, truth, options=options) as slide:
+        with pytest.raises(WsiWebError, match="418"):
+            within(PROMPTLY_SECONDS, lambda: slide.read_region(0, 0, 0, 700, 530))
+        while server.active:
+            time.sleep(0.01)
+        assert server.count("frames") <= 8
+        server.fault = lambda request: None
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 700, 530), truth.truth(0, 0, 0, 700, 530))
+
+
+def test_one_readers_end_is_not_anothers(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Two iterations wait for the same frames; the first is given up."""
+    server.fault = lambda request: Fault(latency_seconds=0.3) if request.kind == "frames" else None
+    with open_slide(server, truth) as slide, ThreadPoolExecutor(1) as pool:
+        first = iter(slide.read_regions(0, [(0, 0, 128, 96), (128, 0, 128, 96)]))
+        next(first)
+        second = pool.submit(slide.read_region, 0, 128, 0, 128, 96)
+        del first
+        np.testing.assert_array_equal(second.result(timeout=30), truth.truth(0, 128, 0, 128, 96))
+
+
+SCRIPT = """
+import signal, sys, threading, time
+from wsiweb import ReadOptions, Slide
+
+url, what = sys.argv[1:]
+options = ReadOptions(timeout_seconds=60, deadline_seconds=100, max_attempts=100, max_connections=4)
+print("opening", flush=True)
+try:
+    with Slide.open(url, options=options) as slide:
+        print("reading", flush=True)
+        if what == "patches":
+            for patch in slide.patches(64):
+                pass
+        elif what == "regions":
+            list(slide.read_regions(0, [(x, 0, 64, 48) for x in range(0, 640, 64)]))
+        else:
+            slide.read_region(0, 0, 0, 700, 530)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def interrupt(server: DICOMwebServer, truth: SyntheticSlide, what: str, kind: Kind) -> None:
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    environment = {**os.environ, "PYTHONPATH": str(Path(wsiweb.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SCRIPT, url, what],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while server.count(kind) < 1:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=PROMPTLY_SECONDS)
+        finally:
+            process.kill()
+    assert "interrupted" in out
+    assert errors == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("name", "what"), [
+    ("backoff", "region"), ("silence in the middle", "region"), ("a slow body", "patches"), ("silence", "regions"),
+])  # fmt: skip
+def test_ctrl_c_while_reading(
+    server: DICOMwebServer, truth: SyntheticSlide, name: str, what: str, request: pytest.FixtureRequest
+) -> None:
+    if name == "silence":
+        reason = "at exit Python waits for the thread that waits for a silent server"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    server.fault = every(WAITS[name])
+    interrupt(server, truth, what, "frames")
+
+
+@pytest.mark.parametrize("name", ["backoff", "silence", "silence in the middle"])
+def test_ctrl_c_while_opening(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    server.fault = every(WAITS[name], "metadata")
+    interrupt(server, truth, "region", "metadata")
+
+
+def test_nothing_is_left_behind(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Threads and descriptors, of 20 slides that were read and closed, and one that was forgotten."""
+    settled()
+    threads_before, files_before = threading.active_count(), open_files()
+    for _ in range(20):
+        with open_slide(server, truth) as slide:
+            slide.read_region(0, 0, 0, 300, 200)
+    forgotten = open_slide(server, truth)
+    forgotten.read_region(0, 0, 0, 300, 200)
+    del forgotten, slide
+    settled()
+    deadline = time.monotonic() + 20
+    while open_files() > files_before and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)  # the server's side of the connections
+    assert open_files() <= files_before
+    assert threading.active_count() <= threads_before + 1
+
+
+def test_closing_closes_the_connections_of_who_keeps_an_error(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    with open_slide(server, truth, options=ReadOptions(max_attempts=1, timeout_seconds=5)) as slide:
+        server.fault = every(Fault(raw=list))  # hang up at once
+        with pytest.raises(WsiWebError) as caught:
+            slide.read_region(0, 0, 0, 64, 48)
+        server.fault = lambda request: None
+        slide.read_region(0, 0, 0, 300, 200)
+    deadline = time.monotonic() + 3
+    while server.sockets and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not server.sockets
+    assert caught.value
+
+
+def open_files() -> int:
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("no /proc here")
+    return len(list(folder.iterdir()))

@@ -1,0 +1,407 @@
+"""Redirects and references to other places: followed where that is safe, and never with what is secret."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import requests
+from dicomweb_server import DICOMwebServer
+from faults import Fault, every
+from serving import open_slide, within
+from synthetic import srgb_profile
+
+from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError, WsiWebError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import SlideMaker
+    from faults import Request
+    from synthetic import SyntheticSlide
+
+pytestmark = pytest.mark.usefixtures("hurried")
+TILE = (0, 0, 64, 48)
+OPTIONS = ReadOptions(max_attempts=3, timeout_seconds=5, max_connections=2)
+SECRETS = {"authorization": "Bearer s3cr3t", "x-api-key": "k3y", "cookie": "sid=c00kie"}
+PROFILE = srgb_profile(swapped=True)
+
+
+@pytest.fixture(scope="module")
+def truth(synthetic: SlideMaker) -> SyntheticSlide:
+    return synthetic("rgb", icc_profile=PROFILE)
+
+
+@pytest.fixture
+def server(truth: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    with DICOMwebServer(truth.folder) as server:
+        yield server
+
+
+@pytest.fixture
+def other(truth: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    with DICOMwebServer(truth.folder) as server:
+        yield server
+
+
+def opened(server: DICOMwebServer, truth: SyntheticSlide, **kwargs: Any) -> Slide:
+    """Open with every kind of secret that a request can carry, certificates aside."""
+    session = requests.Session()
+    session.cookies.set("sid", "c00kie")
+    kwargs = {"token": "s3cr3t", "headers": {"X-Api-Key": "k3y"}, "session": session, "options": OPTIONS, **kwargs}
+    return open_slide(server, truth, **kwargs)
+
+
+def read(slide: Slide, truth: SyntheticSlide) -> None:
+    np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
+
+
+def to(target: Callable[[Request], str], status: int = 307) -> Callable[[Request], Fault | None]:
+    """Redirect once, by what the function says."""
+
+    def hook(request: Request) -> Fault | None:
+        return None if "hop" in request.path else Fault(status=status, headers={"Location": target(request)})
+
+    return hook
+
+
+def carried(server: DICOMwebServer) -> list[set[str]]:
+    """Return which secrets came with each request."""
+    return [
+        {name for name, value in SECRETS.items() if request.headers.get(name) == value} for request in server.requests
+    ]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("form", ["absolute", "path", "relative"])
+def test_within_the_origin(server: DICOMwebServer, truth: SyntheticSlide, status: int, form: str) -> None:
+    def target(request: Request) -> str:
+        path = f"{request.path}?hop=1"
+        return {"absolute": server.host + path, "path": path, "relative": path.rpartition("/")[2]}[form]
+
+    server.fault = to(target, status)
+    with opened(server, truth) as slide:
+        read(slide, truth)
+        assert slide.stats.requests == server.count() == 4
+    assert carried(server) == [set(SECRETS)] * 4
+
+
+def test_to_another_origin(server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = to(lambda request: other.host + request.path)
+    with opened(server, truth) as slide:
+        read(slide, truth)
+        assert slide.icc_profile == PROFILE
+        assert slide.stats.requests == server.count() + other.count() == 6
+    assert carried(server) == [set(SECRETS)] * 3
+    assert carried(other) == [set()] * 3
+    for request in other.requests:
+        assert request.headers["host"] == other.host.removeprefix("http://")
+        assert request.headers["accept"]
+        assert "referer" not in request.headers
+
+
+def test_to_another_name_of_the_same_host(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Another name is another origin."""
+    server.fault = to(lambda request: server.host.replace("127.0.0.1", "localhost") + request.path + "?hop=1")
+    with opened(server, truth) as slide:
+        read(slide, truth)
+    assert carried(server) == [set(SECRETS), set()] * 2
+
+
+def test_credentials_in_the_target_are_not_shown(
+    server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    other.fault = every(Fault(status=418))
+    target = other.host.replace("http://", "http://user:pa55word@")
+    with opened(server, truth) as slide:
+        server.fault = to(lambda request: f"{target}{request.path}?signature=s1gned")
+        with pytest.raises(SourceError, match="418") as caught:
+            slide.read_region(0, *TILE)
+        assert "pa55word" not in f"{caught.value} {caught.value.url}"
+        assert "s1gned" not in f"{caught.value} {caught.value.url}"
+
+
+def test_another_origin_that_wants_credentials(
+    server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    """It gets none, and no token is renewed for it."""
+    calls: list[int] = []
+
+    def token() -> str:
+        calls.append(1)
+        return "s3cr3t"
+
+    server.fault = to(lambda request: other.host + request.path)
+    other.fault = lambda request: Fault(status=401, headers={"WWW-Authenticate": "Basic realm=x"})
+    with pytest.raises(AuthenticationError):
+        opened(server, truth, token=token)
+    assert len(calls) == 1
+    assert (server.count(), other.count()) == (1, 1)
+    assert carried(other) == [set()]
+
+
+@pytest.mark.parametrize("name", ["itself", "in circles", "back and forth"])
+def test_loops(server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    def hop(request: Request) -> Fault:
+        path = request.path.partition("?")[0]
+        place = other if name == "back and forth" and request.headers["host"] in server.host else server
+        query = f"?{server.count()}" if name == "in circles" else ""
+        return Fault(status=302, headers={"Location": f"{place.host}{path}{query}"})
+
+    server.fault = other.fault = hop
+    with pytest.raises(ProtocolError, match="redirects more than 5 times"):
+        opened(server, truth)
+    assert server.count() + other.count() == 6
+
+
+NOWHERE = {
+    "a scheme": "ftp://127.0.0.1/x",
+    "a file": "file:///etc/passwd",
+    "a script": "javascript:alert(1)",
+    "no URL": "http://[",
+    "no port": "http://127.0.0.1:port/x",
+    "no host": "http:///x",
+    "nothing": "",
+    "control characters": "http://127.0.0.1/\x01\x7f",
+}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+@pytest.mark.parametrize("kind", ["metadata", "frames"])
+def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: str) -> None:
+    server.fault = every(Fault(status=302, headers={"Location": NOWHERE[name]}), kind)  # type: ignore[arg-type]
+
+    def use() -> None:
+        with opened(server, truth) as slide:
+            slide.read_region(0, *TILE)
+
+    with pytest.raises(WsiWebError) as caught:
+        within(20, use)
+    assert "s3cr3t" not in str(caught.value)
+    assert server.count(kind) <= 18  # type: ignore[arg-type]
+
+
+def test_a_redirect_that_says_not_where(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = every(Fault(status=302), "metadata")
+    with pytest.raises(SourceError, match="302"):
+        opened(server, truth)
+    assert server.count() == 1
+
+
+# Bulk data --------------------------------------------------------------------------------------------------
+
+
+def refer_to(server: DICOMwebServer, uri: str) -> None:
+    for instance in server.instances:
+        for path in instance.metadata["00480105"]["Value"]:
+            path["00282000"] = {"vr": "OB", "BulkDataURI": uri}
+
+
+@pytest.fixture
+def store(truth: SyntheticSlide) -> Iterator[DICOMwebServer]:
+    """Serve the profile at any path."""
+    with DICOMwebServer() as server:
+        server.fault = lambda request: Fault(status=200, body=PROFILE)
+        yield server
+
+
+def test_a_stranger_is_not_asked(server: DICOMwebServer, store: DICOMwebServer, truth: SyntheticSlide) -> None:
+    refer_to(server, f"{store.host}/bucket/profile.icc")
+    with opened(server, truth) as slide:
+        with pytest.raises(SourceError, match="not this service"):
+            _ = slide.icc_profile
+        read(slide, truth)
+    assert store.count() == 0
+
+
+def test_a_stranger_who_is_trusted(server: DICOMwebServer, store: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """It is asked, without credentials; one who is not named is not."""
+    uri = f"{store.host}/bucket/profile.icc".replace("127.0.0.1", "localhost")
+    refer_to(server, uri)
+    with opened(server, truth, options=ReadOptions(trusted_hosts=("localhost",))) as slide:
+        assert slide.icc_profile == PROFILE
+    assert carried(store) == [set()]
+    with (
+        opened(server, truth, options=ReadOptions(trusted_hosts=("example.org", "ocalhost"))) as slide,
+        pytest.raises(SourceError, match="trusted_hosts"),
+    ):
+        _ = slide.icc_profile
+    assert store.count() == 1
+
+
+def test_the_way_out_is_named(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    refer_to(server, "http://storage.example/profile.icc")
+    with opened(server, truth) as slide, pytest.raises(SourceError, match=r"storage\.example.*trusted_hosts"):
+        _ = slide.icc_profile
+
+
+@pytest.mark.parametrize("uri", ["http://[", "http://h:port/x", "http://[::1/studies/1/x", "//[/"])
+def test_references_that_are_no_urls(server: DICOMwebServer, truth: SyntheticSlide, uri: str) -> None:
+    refer_to(server, uri)
+    with opened(server, truth) as slide:
+        read(slide, truth)
+        with pytest.raises(SourceError):
+            _ = slide.icc_profile
+
+
+def test_bulk_data_that_moved_to_a_stranger(
+    server: DICOMwebServer, store: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    """The service itself sends us there: followed, as redirects are, without credentials."""
+    with opened(server, truth) as slide:
+        server.fault = lambda request: Fault(status=302, headers={"Location": f"{store.host}/bucket/1"})
+        assert slide.icc_profile == PROFILE
+    assert carried(store) == [set()]
+
+
+@pytest.mark.parametrize("personality_multipart", [True, False])
+@pytest.mark.parametrize("status", [503, 500])
+def test_bulk_data_are_asked_for_again(
+    server: DICOMwebServer, truth: SyntheticSlide, personality_multipart: bool, status: int
+) -> None:
+    with opened(server, truth) as slide:
+        server.fault = lambda request: Fault(status=status) if request.attempt < 3 else None
+        assert slide.icc_profile == PROFILE
+        assert server.count("bulk") == 3
+
+
+@pytest.mark.parametrize("fault", [
+    Fault(status=204), Fault(status=200, body=b""),
+    Fault(status=200, body=b"--x", headers={"Content-Type": "multipart/related; boundary=x"}),
+])  # fmt: skip
+def test_bulk_data_that_are_nothing(server: DICOMwebServer, truth: SyntheticSlide, fault: Fault) -> None:
+    """An error, or no profile."""
+    with opened(server, truth) as slide:
+        server.fault = every(fault, "bulk")
+        try:
+            profile = slide.icc_profile
+        except SourceError as error:
+            assert "s3cr3t" not in str(error)  # noqa: PT017
+        else:
+            assert not profile
+        read(slide, truth)
+
+
+def test_bulk_data_that_are_gone(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    with opened(server, truth) as slide:
+        server.fault = every(Fault(status=404), "bulk")
+        with pytest.raises(SourceError, match="404"):
+            _ = slide.icc_profile
+
+
+# TLS --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_certificates_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a self-signed certificate with its key, for server and client alike."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(file.with_suffix(".key")), "-out", str(file.with_suffix(".crt"))],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(file.with_suffix(".key").read_text() + file.with_suffix(".crt").read_text())
+    return file
+
+
+@pytest.fixture
+def secure(certificate: Path) -> ssl.SSLContext:
+    """Return a server's side of TLS that takes a client's certificate, and needs none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(certificate)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def test_client_certificates_stay_home(truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path) -> None:
+    with (
+        DICOMwebServer(truth.folder, tls=secure) as server,
+        DICOMwebServer(truth.folder, tls=secure) as other,
+        opened(server, truth, verify=str(certificate), cert=str(certificate)) as slide,
+    ):
+        read(slide, truth)
+        server.fault = to(lambda request: other.host + request.path)
+        np.testing.assert_array_equal(slide.read_region(1, *TILE), truth.truth(1, *TILE))
+    assert {request.certificate for request in server.requests} == {True}
+    assert [request.certificate for request in other.requests] == [False]
+    assert carried(other) == [set()]
+
+
+def test_never_from_https_to_http(
+    server: DICOMwebServer, truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path
+) -> None:
+    with DICOMwebServer(truth.folder, tls=secure) as encrypted:
+        encrypted.fault = to(lambda request: server.host + request.path)
+        with pytest.raises(ProtocolError, match="from https to http"):
+            opened(encrypted, truth, verify=str(certificate))
+        assert server.count() == 0
+        assert encrypted.count() == 1
+
+
+def test_never_from_https_to_http_by_reference(
+    store: DICOMwebServer, truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path
+) -> None:
+    with DICOMwebServer(truth.folder, tls=secure) as encrypted:
+        refer_to(encrypted, f"{store.host}/bucket/1")
+        options = ReadOptions(trusted_hosts=("127.0.0.1",))
+        with opened(encrypted, truth, verify=str(certificate), options=options) as slide, pytest.raises(SourceError):
+            _ = slide.icc_profile
+    assert store.count() == 0
+
+
+def test_from_http_to_https(
+    server: DICOMwebServer, truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path
+) -> None:
+    """Another origin, so without credentials."""
+    with DICOMwebServer(truth.folder, tls=secure) as encrypted:
+        server.fault = to(lambda request: encrypted.host + request.path)
+        with opened(server, truth, verify=str(certificate)) as slide:
+            read(slide, truth)
+    assert carried(encrypted) == [set()] * 2
+
+
+def test_a_certificate_that_nobody_knows(truth: SyntheticSlide, secure: ssl.SSLContext) -> None:
+    """At once, and with what to do; nothing is sent to whoever that is."""
+    with DICOMwebServer(truth.folder, tls=secure) as server:
+        with pytest.raises(SourceError, match=r"TLS failed.*verify="):
+            opened(server, truth)
+        assert server.count() == 0
+
+
+@pytest.mark.parametrize("how", ["path", "off", "session"])
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_what_the_user_says_goes_before_the_environment(
+    truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path, how: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=other", "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "others.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "others.pem"))
+    session = requests.Session()
+    session.verify = str(certificate)
+    given: dict[str, Any] = {
+        "path": {"verify": str(certificate)},
+        "off": {"verify": False},
+        "session": {"session": session},
+    }
+    with DICOMwebServer(truth.folder, tls=secure) as server, open_slide(server, truth, **given[how]) as slide:
+        read(slide, truth)
