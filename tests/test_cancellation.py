@@ -41,7 +41,7 @@ WAITS = {
 PATIENT = ReadOptions(
     timeout_seconds=60, deadline_seconds=100, max_attempts=100, max_connections=4, frames_per_request=4
 )
-PROMPTLY_SECONDS = 8
+PROMPTLY_SECONDS = 6
 """Against waits of 50 s and more; a machine may be slow."""
 
 
