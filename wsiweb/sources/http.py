@@ -284,10 +284,10 @@ class Service:
         """Close this copy's connections; the user's session is theirs."""
         for session in (self._session, self._stranger):
             for adapter in session.adapters.values():
-                manager = getattr(adapter, "poolmanager", None)
-                for key in manager.pools.keys() if manager is not None else ():
+                pools: Any = getattr(getattr(adapter, "poolmanager", None), "pools", None)
+                for key in pools.keys() if pools is not None else ():
                     with contextlib.suppress(KeyError):
-                        manager.pools[key].close()  # clearing alone leaves them to the garbage collector
+                        pools[key].close()  # clearing alone leaves them to the garbage collector
             session.close()
 
 
