@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(wsiweb.__file__).parent
 LAYERS = {
-    "app": (("__main__",), ("cli",), ("cli.measuring", "cli.reading", "cli.searching"), ("cli.common",)),
+    "app": (
+        ("__main__",),
+        ("cli",),
+        ("cli.measuring", "cli.patching", "cli.reading", "cli.searching"),
+        ("cli.common",),
+    ),
     "bench": (("bench",),),
     "demo": (
         ("demo.tour",),
@@ -53,7 +58,7 @@ LAYERS = {
         ("patches",),
         ("patches.loading",),
         ("patches.plan",),
-        ("patches.mapping", "patches.plot", "patches.storage"),
+        ("patches.mapping", "patches.plot", "patches.storage", "patches.writing"),
         ("export", "patches.batches", "patches.cost", "patches.order"),
         ("patches.layout", "patches.tissue", "patches.values"),
     ),
@@ -100,16 +105,33 @@ FOREIGN = {
     "imagecodecs": ("codecs", "demo.pyramid"),
     "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),
     "cachetools": ("cache", "server.index"),
-    "PIL": ("demo.associated", "demo.header", "demo.texture", "icc", "patches.tissue", "server.rendered"),
+    "PIL": (
+        "demo.associated",
+        "demo.header",
+        "demo.texture",
+        "icc",
+        "patches.tissue",
+        "patches.writing",
+        "server.rendered",
+    ),
     "isal": ("png",),
-    "typer": ("cli", "cli.common", "cli.measuring", "cli.reading", "cli.searching"),
+    "typer": ("cli", "cli.common", "cli.measuring", "cli.patching", "cli.reading", "cli.searching"),
     "idc_index": ("idc",),
     "dask": ("level",),
     "torch": ("torch",),
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),
     "pandas": ("patches.storage",),
-    "rich": ("cli.common", "cli.measuring", "cli.reading", "cli.searching", "demo.tour", "doctor.screen", "export"),
+    "rich": (
+        "cli.common",
+        "cli.measuring",
+        "cli.patching",
+        "cli.reading",
+        "cli.searching",
+        "demo.tour",
+        "doctor.screen",
+        "export",
+    ),
 }
 """Which modules import a library when they run; nobody else may."""
 

@@ -191,6 +191,14 @@ class Reader:
         except RuntimeError as error:
             raise ClosedError("This slide was closed while it was being read.") from error
 
+    def encoded(self, key: FrameKey, instance: Instance) -> bytes:
+        """Return a frame as it is stored: of the cache, where it has just been read, else fetched by itself."""
+        frame = self._frames.get(key)
+        if frame is None:
+            self.check_open()
+            frame = next(iter(self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())))
+        return frame.data
+
     # The parts that a stream uses -----------------------------------------------------------------
 
     def begin(self, *, keep: bool) -> Errand:

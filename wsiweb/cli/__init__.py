@@ -12,11 +12,11 @@ from typing import Annotated, TextIO
 import typer
 
 import wsiweb
-from wsiweb.cli import measuring, reading, searching
+from wsiweb.cli import measuring, patching, reading, searching
 from wsiweb.cli.common import app, escaped, stderr
 from wsiweb.errors import RegionError, WsiWebError
 
-__all__ = ["app", "main", "measuring", "reading", "searching"]
+__all__ = ["app", "main", "measuring", "patching", "reading", "searching"]
 
 
 @app.callback(invoke_without_command=True)

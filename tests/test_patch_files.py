@@ -1,0 +1,83 @@
+"""Patches as image files: what is written is what was read, once."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import generate_frames
+from typer.testing import CliRunner
+
+from wsiweb import Slide
+from wsiweb.cli import app
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import SlideMaker
+
+RUNNER = CliRunner()
+
+
+@pytest.mark.parametrize("arguments", [["--size", "50"], ["--size", "40", "--mpp", "0.8"]])
+def test_a_folder(synthetic: SlideMaker, tmp_path: Path, arguments: list[str]) -> None:
+    folder = synthetic("rgb").folder
+    command = ["patches", str(folder), "-o", str(tmp_path / "out"), "--mask", "none", "--format", "png", *arguments]
+    dry = json.loads(RUNNER.invoke(app, [*command, "--dry-run", "--json"]).stdout)
+    assert not (tmp_path / "out").exists()
+    done = json.loads(RUNNER.invoke(app, [*command, "--json"]).stdout)
+    assert done["written"] == dry["patches"] == len(list((tmp_path / "out").iterdir()))
+    with Slide.open(folder) as slide:
+        plan = slide.patches(int(arguments[1]), mpp=0.8 if "--mpp" in arguments else None)
+        for patch in plan:
+            image = np.asarray(Image.open(tmp_path / "out" / f"{patch.x_base}_{patch.y_base}.png"))
+            np.testing.assert_array_equal(image, patch.image)
+    assert json.loads(RUNNER.invoke(app, [*command, "--json"]).stdout)["written"] == 0
+    next((tmp_path / "out").iterdir()).unlink()
+    assert json.loads(RUNNER.invoke(app, [*command, "--json"]).stdout)["written"] == 1
+
+
+def test_shards_keep_the_bytes_of_frames(synthetic: SlideMaker, tmp_path: Path) -> None:
+    truth = synthetic("jpeg", sizes=((256, 192),), tile_size=(64, 64))
+    dataset = pydicom.dcmread(next(iter(truth.folder.glob("*.dcm"))))
+    frames = {bytes(frame).rstrip(b"\0") for frame in generate_frames(dataset.PixelData, number_of_frames=12)}
+    pattern = str(tmp_path / "shards-%03d.tar")
+    command = ["patches", str(truth.folder), "-o", pattern, "--size", "64", "--mask", "none", "--shard-size", "5"]
+    assert RUNNER.invoke(app, command).exit_code == 0
+    shards = sorted(tmp_path.iterdir())
+    assert [path.name for path in shards] == ["shards-000.tar", "shards-001.tar", "shards-002.tar"]
+    seen = set()
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            names = tar.getnames()
+            for name in names[::2]:
+                assert name.replace(".jpg", ".json") in names
+                member, facts = tar.extractfile(name), tar.extractfile(name.replace(".jpg", ".json"))
+                assert member is not None
+                assert facts is not None
+                data, where = member.read(), json.loads(facts.read())
+                assert data.rstrip(b"\0") in frames
+                seen.add((where["x_base"], where["y_base"]))
+                assert Image.open(io.BytesIO(data)).size == (64, 64)
+    assert len(seen) == 12
+    before = shards[1].stat().st_mtime_ns
+    shards[0].unlink()
+    done = RUNNER.invoke(app, [*command, "--json"])
+    assert json.loads(done.stdout)["written"] == 1
+    assert shards[1].stat().st_mtime_ns == before
+
+
+def test_parts(synthetic: SlideMaker, tmp_path: Path) -> None:
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "out"), "--size", "50", "--mask", "none"]
+    counts = [
+        json.loads(RUNNER.invoke(app, [*command, "--shard", f"{n}/3", "--dry-run", "--json"]).stdout) for n in range(3)
+    ]
+    assert sum(part["patches"] for part in counts) == 140
+    for bad in (["--shard", "3"], ["--mask", "some"], ["--shard", "3/3"], ["--format", "gif"], ["-o", "shards.tar"]):
+        assert RUNNER.invoke(app, [*command, *bad]).exit_code != 0

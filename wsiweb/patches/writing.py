@@ -1,0 +1,166 @@
+"""Write patches as image files: into a folder, or into tar shards as WebDataset reads them.
+
+Every file, and every shard, appears under its name when it is whole; what is there already is not written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import secrets
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiweb.codestream import Coding, complete, inspect
+from wsiweb.errors import RegionError
+from wsiweb.geometry import Rectangle
+from wsiweb.plan import plan_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from wsiweb.patches.plan import PatchPlan
+    from wsiweb.patches.values import PatchBatch
+
+FORMATS = ("png", "jpeg")
+BATCH = 64
+
+
+def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, report: Callable[[int, int], None]) -> int:
+    """Write one file a patch, ``x_y.png`` by the level-0 position; return how many were new.
+
+    Raises
+    ------
+    RegionError
+        There is no such format.
+    """
+    _check(form)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{x}_{y}.{form}" for x, y in zip(plan.x_base.tolist(), plan.y_base.tolist(), strict=True)]
+    there = {path.name for path in folder.iterdir()}
+    places = np.array([place for place, name in enumerate(names) if name not in there], np.int64)
+    done = len(names) - len(places)
+    report(done, len(names))
+    for number, batch in enumerate(plan.take(places).batches(BATCH)):
+        originals = _originals(plan, batch) if form == "jpeg" else {}
+        for row in range(len(batch)):
+            name = names[int(places[number * BATCH + row])]
+            with _whole(folder / name) as path:
+                path.write_bytes(originals.get(row) or _encoded(batch.images[row], form, quality))
+        done += len(batch)
+        report(done, len(names))
+    return len(places)
+
+
+def write_shards(
+    plan: PatchPlan, pattern: str, *, form: str, quality: int, shard_size: int, report: Callable[[int, int], None]
+) -> int:
+    """Write tar files of up to ``shard_size`` patches: an image and a JSON of its position each; return how many.
+
+    ``pattern`` has one number in it: ``shards-%06d.tar``.
+
+    Raises
+    ------
+    RegionError
+        There is no such format, or the pattern has no number.
+    """
+    _check(form)
+    if shard_size < 1:
+        raise RegionError(f"A shard has at least one patch, not {shard_size}.")
+    written = 0
+    for number, start in enumerate(range(0, len(plan), shard_size)):
+        part = plan[start : start + shard_size]
+        path = shard_path(pattern, number)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _whole(path) as temporary, tarfile.open(temporary, "w") as tar:
+                for batch in part.batches(BATCH):
+                    originals = _originals(part, batch) if form == "jpeg" else {}
+                    for row in range(len(batch)):
+                        data = originals.get(row) or _encoded(batch.images[row], form, quality)
+                        key = f"{int(batch.index[row]):09d}"
+                        _add(tar, f"{key}.{'jpg' if form == 'jpeg' else form}", data)
+                        _add(tar, f"{key}.json", json.dumps(_facts(batch, row)).encode())
+            written += 1
+        report(min(start + shard_size, len(plan)), len(plan))
+    return written
+
+
+def shard_path(pattern: str, number: int) -> Path:
+    """Return the name of a shard."""
+    try:
+        return Path(pattern % number)
+    except (TypeError, ValueError) as error:
+        raise RegionError(f"{pattern!r} has no place for a number, as shards-%06d.tar has.") from error
+
+
+def _facts(batch: PatchBatch, row: int) -> dict[str, Any]:
+    tissue = float(batch.tissue[row])
+    return {
+        "index": int(batch.index[row]), "x_base": int(batch.x_base[row]), "y_base": int(batch.y_base[row]),
+        "x": int(batch.x[row]), "y": int(batch.y[row]), "level": batch.level, "mpp": batch.mpp,
+        "tissue": None if np.isnan(tissue) else tissue,
+    }  # fmt: skip
+
+
+def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
+    """Return the stored JPEG of each patch, by row, that is exactly one frame: nothing is lost by writing that.
+
+    Not of JPEGs that do not say that they are YCbCr: other programs would show them in other colours.
+    """
+    view, slide = plan.view, plan.slide
+    if view.resampled or tuple(plan.size) != tuple(view.level.tile_size):
+        return {}
+    reader, content = slide._running(), slide._content  # noqa: SLF001
+    channels, _ = slide._channels(view.level, None, None)  # noqa: SLF001
+    found: dict[int, bytes] = {}
+    for row, (x, y) in enumerate(zip(batch.x.tolist(), batch.y.tolist(), strict=True)):
+        read = plan_read(view.level, channels, Rectangle(x, y, *plan.size), stacked=False)
+        place = read.placements
+        if len(read.keys) != 1 or not read.covered or place.visible[0] != plan.size:
+            continue
+        instance_index, frame_index = read.keys[0]
+        data = reader.encoded((instance_index, frame_index), content.instances[instance_index])
+        stream = inspect(data)
+        if stream is not None and stream.coding is Coding.JPEG and complete(data):
+            whole = (stream.width, stream.height) == tuple(plan.size)
+            if whole and (stream.components == 1 or stream.colour_transformed):
+                found[row] = data
+    return found
+
+
+def _encoded(image: Any, form: str, quality: int) -> bytes:
+    from PIL import Image  # noqa: PLC0415
+
+    if image.dtype != np.uint8 and form == "jpeg":
+        raise RegionError("JPEG has 8 bits; write patches of 16 bits as PNG.")
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": quality} if form == "jpeg" else {"compress_level": 1}
+    Image.fromarray(image).save(buffer, form.upper(), **options)
+    return buffer.getvalue()
+
+
+def _check(form: str) -> None:
+    if form not in FORMATS:
+        raise RegionError(f"Patches are written as {' or '.join(FORMATS)}, not as {form!r}.")
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name, which becomes the final one when all went well."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
