@@ -52,7 +52,7 @@ def on_all_cores(function: Callable[[Any], object], items: Iterable[Any]) -> Non
 
 
 def prepare(job: Json) -> Callable[[], Json]:
-    """Return the least work of a job, with what it needs in memory; done a few times, if it is short, the best counts."""
+    """Return the least work of a job, with what it needs in memory; the best of a few times where it is short."""
     work = _prepare(job)
 
     def best() -> Json:
