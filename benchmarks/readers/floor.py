@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 BAND_ROWS = 256
+TIMES, LONG_SECONDS = 3, 1.0
 
 
 def cores() -> int:
@@ -51,7 +52,20 @@ def on_all_cores(function: Callable[[Any], object], items: Iterable[Any]) -> Non
 
 
 def prepare(job: Json) -> Callable[[], Json]:
-    """Return the least work of a job, with what it needs in memory."""
+    """Return the least work of a job, with what it needs in memory; the best of a few times where it is short."""
+    work = _prepare(job)
+
+    def best() -> Json:
+        started = time.perf_counter()
+        found = [work()]
+        while len(found) < TIMES and time.perf_counter() - started < LONG_SECONDS:
+            found.append(work())
+        return min(found, key=lambda result: float(result["seconds"]))
+
+    return best
+
+
+def _prepare(job: Json) -> Callable[[], Json]:
     slide = StoredSlide(Path(job["folder"]))
     decode = imagecodecs.jpeg8_decode if slide.spec.syntax == JPEG else imagecodecs.jpeg2k_decode
     level_index, regions = job["level_index"], [tuple(region) for region in job["regions"]]
@@ -64,14 +78,14 @@ def prepare(job: Json) -> Callable[[], Json]:
     text = (slide.folder / "metadata.json").read_text() if kind in ("open", "first", "start") else ""
     strips = _strips(slide, level_index, regions[0]) if kind == "png" else []
 
-    deflated: list[int] = []
-
-    def deflate(strip: bytes) -> None:
-        from isal import isal_zlib
-
-        deflated.append(len(isal_zlib.compress(strip, 1)))
-
     def work() -> Json:
+        deflated: list[int] = []
+
+        def deflate(strip: bytes) -> None:
+            from isal import isal_zlib
+
+            deflated.append(len(isal_zlib.compress(strip, 1)))
+
         started = time.perf_counter()
         if text:
             gc.disable()
