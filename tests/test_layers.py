@@ -122,16 +122,7 @@ FOREIGN = {
     "h5py": ("patches.storage",),
     "matplotlib": ("patches.plot",),
     "pandas": ("patches.storage",),
-    "rich": (
-        "cli.common",
-        "cli.measuring",
-        "cli.patching",
-        "cli.reading",
-        "cli.searching",
-        "demo.tour",
-        "doctor.screen",
-        "export",
-    ),
+    "rich": ("cli.common", "cli.measuring", "cli.reading", "cli.searching", "demo.tour", "doctor.screen", "export"),
 }
 """Which modules import a library when they run; nobody else may."""
 
