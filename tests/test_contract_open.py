@@ -359,3 +359,29 @@ def test_pyramids_are_chosen_by_index_or_uid(open_slide: Opener, tmp_path: Path)
         np.testing.assert_array_equal(other.read_region(0, 0, 0, 300, 200), small.truth(0, 0, 0, 300, 200))
     with pytest.raises(WsiWebError):
         open_slide(small, pyramid=7)
+
+
+@pytest.mark.parametrize(("given", "error"), [
+    ({"series_uid": 12}, SlideNotFoundError),
+    ({"series_uid": [1, 2]}, SlideNotFoundError),
+    ({"mpp": "a"}, MetadataError),
+    ({"mpp": (1, "b")}, MetadataError),
+    ({"options": {"max_connections": 2}}, ValueError),
+])  # fmt: skip
+def test_arguments_of_the_wrong_kind(synthetic: SlideMaker, given: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Slide.open(synthetic("rgb").folder, **given)
+
+
+@pytest.mark.parametrize("plane", ["a", None, float("nan"), [0.0]])
+def test_focal_planes_of_the_wrong_kind(open_slide: Opener, synthetic: SlideMaker, plane: Any) -> None:
+    slide = open_slide(synthetic("rgb"))
+    if plane is None:
+        slide.read_region(0, 0, 0, 5, 5, focal_plane=plane)
+    else:
+        with pytest.raises(RegionError):
+            slide.read_region(0, 0, 0, 5, 5, focal_plane=plane)
+
+
+def test_options_take_numpys_integers() -> None:
+    assert ReadOptions(max_connections=np.int64(3)).max_connections == 3  # type: ignore[arg-type]

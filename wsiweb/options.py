@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from dataclasses import dataclass, fields
 
@@ -83,7 +84,7 @@ class ReadOptions:
                 continue
             low, high = ranges[field.name]
             whole = not field.name.endswith("_seconds")
-            number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
             if not number or not low <= float(value) <= high:
                 kind = "an integer" if whole else "a number"
                 raise ValueError(f"{field.name} must be {kind} from {low:g} to {high:g}, not {value!r}.")

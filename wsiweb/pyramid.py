@@ -6,6 +6,7 @@ Pure: neither pixels nor requests.
 from __future__ import annotations
 
 import math
+import numbers
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -103,12 +104,12 @@ class Pyramid:
             raise RegionError(f"Level {level} has no optical path {path!r} in the focal plane at {plane} µm.")
         return channel
 
-    def _nearest_plane(self, focal_plane: float) -> float:
-        nearest = min(self.focal_planes, key=lambda plane: abs(plane - focal_plane))
-        if not abs(nearest - focal_plane) <= 1e-3:
-            raise RegionError(
-                f"There is no focal plane at {focal_plane} µm; this slide has {', '.join(map(str, self.focal_planes))}."
-            )
+    def _nearest_plane(self, focal_plane: Any) -> float:
+        wish = focal_plane if isinstance(focal_plane, numbers.Real) else math.nan
+        nearest = min(self.focal_planes, key=lambda plane: abs(plane - wish))
+        if not abs(nearest - wish) <= 1e-3:
+            planes = ", ".join(map(str, self.focal_planes))
+            raise RegionError(f"There is no focal plane at {focal_plane!r} µm; this slide has {planes}.")
         return nearest
 
 

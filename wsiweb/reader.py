@@ -196,7 +196,7 @@ class Reader:
         frame = self._frames.get(key)
         if frame is None:
             self.check_open()
-            frame = next(iter(self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())))
+            (frame,) = self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())
         return frame.data
 
     # The parts that a stream uses -----------------------------------------------------------------
@@ -350,6 +350,9 @@ class Reader:
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:
     """Say of which frame an error of the decoder speaks."""
     kind = UnsupportedError if isinstance(error, UnsupportedError) else DecodeError
-    located = kind(f"Frame {frame_index + 1} of instance {instance.address.instance_uid}: {error}")
+    located = kind(
+        f"Frame {frame_index + 1} of instance {instance.address.instance_uid}: {error} Other frames can be read; have "
+        f"this one stored anew, or read around it."
+    )
     located.__cause__ = error
     return located

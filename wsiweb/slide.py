@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from wsiweb import icc as icc_profiles
 from wsiweb import opening, resolution
 from wsiweb.content import SlideContent, load_content
-from wsiweb.errors import MetadataError, RegionError, WsiWebError
+from wsiweb.errors import MetadataError, RegionError, SlideNotFoundError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.level import SlideLevel
 from wsiweb.options import ReadOptions
@@ -107,12 +107,14 @@ class Slide:
         SourceError
             The service did not deliver; ``AuthenticationError`` where it refused the credentials.
         """
-        options = options or ReadOptions()
+        options = ReadOptions() if options is None else options
+        if not isinstance(options, ReadOptions):
+            raise ValueError(f"options is a ReadOptions, not {type(options).__name__}.")  # noqa: TRY004
         connection = opening.Connection(
             auth=auth, token=token, headers=headers, session=session, verify=verify, cert=cert,
             qido_url_prefix=qido_url_prefix, wado_url_prefix=wado_url_prefix,
         )  # fmt: skip
-        series_uids = () if series_uid is None else (series_uid,) if isinstance(series_uid, str) else tuple(series_uid)
+        series_uids = _uids(series_uid)
         source = opening.open_source(place, study_uid, series_uids, connection, options)
         try:
             content = load_content(source, mpp=_stated_mpp(mpp), photometric=photometric)
@@ -638,6 +640,13 @@ def _chosen(pyramids: tuple[Pyramid, ...], wish: int | str | None) -> int:
     raise RegionError(f"There is no pyramid {wish!r}; this series has {len(pyramids)}, with Pyramid UIDs {uids}.")
 
 
+def _uids(series_uid: Any) -> tuple[str, ...]:
+    uids = (series_uid,) if isinstance(series_uid, str) else () if series_uid is None else series_uid
+    if not isinstance(uids, (tuple, list)) or not all(isinstance(uid, str) for uid in uids):
+        raise SlideNotFoundError(f"series_uid is a UID as text, or a sequence of them, not {series_uid!r}.")
+    return tuple(uids)
+
+
 def _check_icc(icc: str | None) -> None:
     if icc not in (None, "srgb"):
         raise ValueError(f'icc is None or "srgb", not {icc!r}.')
@@ -646,7 +655,10 @@ def _check_icc(icc: str | None) -> None:
 def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if mpp is None:
         return None
-    pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
+    try:
+        pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
+    except (TypeError, ValueError):
+        pair = ()
     if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
         raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
     return pair[0], pair[1]
