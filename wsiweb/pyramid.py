@@ -105,7 +105,7 @@ class Pyramid:
         return channel
 
     def _nearest_plane(self, focal_plane: Any) -> float:
-        wish = focal_plane if isinstance(focal_plane, numbers.Real) else math.nan
+        wish = float(focal_plane) if isinstance(focal_plane, numbers.Real) else math.nan
         nearest = min(self.focal_planes, key=lambda plane: abs(plane - wish))
         if not abs(nearest - wish) <= 1e-3:
             planes = ", ".join(map(str, self.focal_planes))
