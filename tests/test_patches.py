@@ -458,13 +458,17 @@ def test_map(slide: Slide, tmp_path: Path) -> None:
     truth = [slide.read_region(0, x, y, 100, 100).mean(axis=(0, 1)) for x, y in zip(patches.x, patches.y, strict=True)]
     np.testing.assert_allclose(found, truth, rtol=1e-5)
     assert told[-1] == (35, 35)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.npy.journal", "out.npy"]
     calls: list[int] = []
     again = patches.map(lambda batch: calls.append(1) or means(batch), tmp_path / "out.npy", batch_size=8)  # type: ignore[func-returns-value]
     np.testing.assert_array_equal(again, found)
     assert not calls
     with pytest.raises(RegionError, match=r"\.npy"):
         patches.map(means, tmp_path / "out.txt")
+    with pytest.raises(WsiWebError, match="another plan"):
+        patches[1:].map(means, tmp_path / "out.npy", batch_size=8)
+    assert len(patches[:0].map(means, tmp_path / "none.npy")) == 0
+    assert len(patches[:0].map(means, tmp_path / "none.npy")) == 0
 
 
 def test_map_goes_on_where_it_broke_off(slide: Slide, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from wsiweb.patches.values import PatchBatch
 
 
+_HEADER_BYTES = 128
+"""Of a .npy file: one that is no longer has no rows, and cannot be mapped."""
+
+
 def map_to_file(
     plan: PatchPlan,
     function: Callable[[PatchBatch], npt.ArrayLike],
@@ -34,7 +38,8 @@ def map_to_file(
 
     Rows go to a hidden file beside ``out``, and a journal notes how many are there; the final name appears with the
     whole. Run again after a kill, it goes on behind the last batch that the journal knows: the file is the same as
-    that of one undisturbed run, where the function gives the same for the same batch.
+    that of one undisturbed run, where the function gives the same for the same batch. The journal stays beside the
+    file, so that a later run for another plan does not take it for its own.
 
     Parameters
     ----------
@@ -67,12 +72,12 @@ def map_to_file(
     part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
     state = _state(journal) if resume else None
-    if resume and state is None and path.exists():
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
     if state is not None and {name: state.get(name) for name in ticket} != ticket:
         raise WsiWebError(
-            f"{journal} belongs to another plan or batch size. Finish that one, or pass resume=False to begin anew."
+            f"{journal} belongs to another plan or batch size. Choose another file, or pass resume=False to begin anew."
         )
+    if state is not None and state["done"] == len(plan) and path.exists():
+        return _rows(path)
     done = 0 if state is None or not part.exists() else int(state["done"])
     rows = np.load(part, mmap_mode="r+") if done else None
     with progress_of(progress, len(plan), "patches") as report:
@@ -93,13 +98,19 @@ def map_to_file(
             done += len(values)
             _note(journal, {**ticket, "done": done})
             report(done, len(plan))
-    if rows is None:
-        np.save(part.with_suffix(".npy"), np.zeros((0,)))
-        part.with_suffix(".npy").replace(part)
+    if rows is None:  # of no patches
+        with part.open("wb") as stream:
+            np.save(stream, np.zeros(0))
     del rows
     part.replace(path)
-    journal.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    _note(journal, {**ticket, "done": done})  # stays, and tells what the file is about
+    return _rows(path)
+
+
+def _rows(path: Path) -> npt.NDArray[Any]:
+    """Return the rows of a file without reading them, where there are any."""
+    found: npt.NDArray[Any] = np.load(path) if path.stat().st_size <= _HEADER_BYTES else np.load(path, mmap_mode="r")
+    return found
 
 
 def _state(journal: Path) -> dict[str, Any] | None:
