@@ -51,7 +51,7 @@ LAYERS = {
         ("server.answer",),
         ("server.accept",),
     ),
-    "search": (("idc",), ("finding",)),
+    "search": (("idc",), ("finding",), ("listing",)),
     "face": (("slide",), ("level",)),
     "use": (
         ("torch",),

@@ -20,6 +20,7 @@ from wsiweb.errors import (
     ProtocolError,
     QuotaExceededError,
     RegionError,
+    SearchError,
     SlideNotFoundError,
     SourceError,
     SourceTimeoutError,
@@ -47,6 +48,7 @@ __all__ = [
     "QuotaExceededError",
     "ReadOptions",
     "RegionError",
+    "SearchError",
     "Slide",
     "SlideNotFoundError",
     "SourceError",
@@ -66,6 +68,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
+    if name == "idc":
+        return importlib.import_module("wsiweb.idc")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")

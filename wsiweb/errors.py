@@ -7,6 +7,7 @@
     |- MetadataError            the dataset breaks a rule that reading needs
     |- UnsupportedError         valid DICOM that is not read
     |- RegionError(ValueError)  the caller asked for what cannot exist
+    |- SearchError(ValueError)  the caller searched for what DICOM does not have
     |- DecodeError              a frame's bytes would not decode
     '- SourceError              a source failed to deliver
        |- AuthenticationError
@@ -43,6 +44,10 @@ class UnsupportedError(WsiWebError):
 
 class RegionError(WsiWebError, ValueError):
     """The caller asked for pixels that cannot exist; nothing was requested from the source."""
+
+
+class SearchError(WsiWebError, ValueError):
+    """The caller searched by what is no filter; nothing was requested from the service."""
 
 
 class DecodeError(WsiWebError):

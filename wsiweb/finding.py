@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wsiweb import opening
-from wsiweb.errors import RegionError, SlideNotFoundError, SourceError, WsiWebError
-from wsiweb.matching import Filter, texts_of
+from wsiweb.dicomjson import Attributes
+from wsiweb.errors import SearchError, SlideNotFoundError, SourceError
+from wsiweb.listing import Listing, UntoldError, refused
+from wsiweb.matching import Filter, number_of, texts_of
 from wsiweb.options import ReadOptions
 from wsiweb.slide import Slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from wsiweb.sources.base import JsonDataset
     from wsiweb.sources.web import WebSource
 
 logger = logging.getLogger("wsiweb")
 
-PAGE = 1000
-"""Asked for at a time: what services give without being asked, and below every known limit (Google: 5,000)."""
-MAX_OFFSET = 1_000_000
-_NOT_SERVED = frozenset({400, 404, 405, 501})
+_NOT_SERVED = frozenset({400, 404, 405, 410, 422, 501})
+_MODALITY = ("Modality", "00080060")
 _FIELDS = {
     "patient_id": "PatientID",
     "study_date": "StudyDate",
@@ -31,7 +31,6 @@ _FIELDS = {
     "study_description": "StudyDescription",
     "series_description": "SeriesDescription",
     "modality": "Modality",
-    "number_of_instances": "NumberOfSeriesRelatedInstances",
 }
 
 
@@ -47,7 +46,7 @@ class FoundSlide:
     study_description: str | None = None
     series_description: str | None = None
     modality: str | None = None
-    number_of_instances: str | None = None
+    number_of_instances: int | None = None
     place: Any = field(default=None, repr=False, compare=False)
     """Where it was found."""
     connection: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -79,14 +78,15 @@ def search(
     Parameters
     ----------
     place
-        URL of the service, or a ``DICOMwebClient``.
+        URL of the service, or of one study in it; or a ``DICOMwebClient``.
     limit
         Stop after so many slides.
     options, auth, token, headers, session, verify, cert, qido_url_prefix, wado_url_prefix
         As for ``Slide.open``; what is found opens by the same.
     filters
-        By DICOM keyword, as QIDO-RS takes them: ``PatientID="C3L-*"``, ``StudyDate="20200101-20201231"``. They are
-        applied here, too: some services ignore what they do not know, or refuse it.
+        By DICOM keyword, as QIDO-RS takes them: ``PatientID="C3L-*"``, ``StudyDate="20200101-20201231"``,
+        ``SeriesInstanceUID=[...]``. They are applied here, too (PS3.4 C.2.2.2): some services ignore what they do not
+        know, refuse it, or know no wildcards. Modality is SM unless one is given.
 
     Returns
     -------
@@ -94,147 +94,92 @@ def search(
 
     Raises
     ------
-    WsiWebError
-        At once, for a filter that DICOM does not know; later, where a filter is neither heeded nor can be applied.
+    SearchError
+        At once (it is a ValueError): DICOM has no such attribute, or the value is none for it.
+    ProtocolError
+        A filter can be applied neither by the service nor here, since it does not tell the attribute.
     SourceError
         The service fails; ``AuthenticationError`` where it refuses the credentials.
     """
     if limit is not None and limit < 1:
-        raise RegionError(f"limit is at least 1, or None, not {limit}.")
+        raise SearchError(f"limit is at least 1, or None, not {limit}.")
     options = options or ReadOptions()
     given = {
         "auth": auth, "token": token, "headers": headers, "session": session, "verify": verify, "cert": cert,
         "qido_url_prefix": qido_url_prefix, "wado_url_prefix": wado_url_prefix,
     }  # fmt: skip
     used = {name: value for name, value in given.items() if value is not None}
+    wanted = [Filter(name, value) for name, value in filters.items()]
     source = opening.searchable(place, opening.Connection(**given), options)
-    found = _Search(source, [Filter(name, value) for name, value in filters.items()])
-    return _slides(found, limit, place, {**used, "options": options})
+    study_uid = None
+    if isinstance(place, str):
+        _, _, study_uid, series_uids = opening.split_series_url(place)
+        wanted += [Filter("SeriesInstanceUID", series_uids)] if series_uids else []
+    return _slides(source, wanted, study_uid, limit, place, {**used, "options": options})
 
 
-def _slides(found: _Search, limit: int | None, place: Any, connection: dict[str, Any]) -> Iterator[FoundSlide]:
+def _slides(
+    source: WebSource,
+    filters: list[Filter],
+    study_uid: str | None,
+    limit: int | None,
+    place: Any,
+    connection: dict[str, Any],
+) -> Iterator[FoundSlide]:
+    if not any(one.name in _MODALITY for one in filters):
+        filters = [*filters, Filter("Modality", "SM", implied=True)]
     try:
         seen: set[tuple[str, str]] = set()
-        for dataset in found.series(limit):
+        for dataset in _series(source, filters, study_uid, limit):
             uids = texts_of(dataset, {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID"})
-            key = uids["study_uid"] or "", uids["series_uid"] or ""
+            key = uids["study_uid"] or study_uid or "", uids["series_uid"] or ""
             if not all(key) or key in seen:
                 continue
             seen.add(key)
             told: dict[str, Any] = texts_of(dataset, _FIELDS)
+            told["number_of_instances"] = number_of(dataset, "NumberOfSeriesRelatedInstances")
             yield FoundSlide(*key, **told, place=place, connection=connection)
             if len(seen) == limit:
                 return
     finally:
-        found.source.close()
+        source.close()
 
 
-class _Search:
-    """One search of one service, which learns on the way what the service takes."""
+def _series(
+    source: WebSource, filters: list[Filter], study_uid: str | None, limit: int | None
+) -> Iterator[JsonDataset]:
+    """Yield the datasets of series that match."""
+    path = "/series" if study_uid is None else f"/studies/{study_uid}/series"
+    pages = Listing(source.find, source.service.qido_url, "SeriesInstanceUID", filters).pages(path, limit)
+    try:
+        first = next(pages, [])
+    except (SourceError, SlideNotFoundError) as error:
+        untold = isinstance(error, UntoldError) and all(one.of_studies for one in error.filters)
+        if study_uid is not None or not (untold or refused(error, _NOT_SERVED)):
+            raise
+        logger.info("The search is by study, since there is none of all series that helps: %s", error)
+        yield from _by_study(source, filters, limit)
+        return
+    yield from first
+    for page in pages:
+        yield from page
 
-    def __init__(self, source: WebSource, filters: list[Filter]) -> None:
-        self.source = source
-        self._filters = filters
-        self._url = source.service.qido_url
-        self._modality = Filter("Modality", "SM")
 
-    def series(self, limit: int | None) -> Iterator[JsonDataset]:
-        """Yield the datasets of series that match."""
-        try:
-            pages = self._pages("/series", self._filters, limit)
-            first = next(pages, None)
-        except (SourceError, SlideNotFoundError) as error:
-            if isinstance(error, SourceError) and error.status not in _NOT_SERVED:
-                raise
-            logger.info("%s does not search all series (%s); studies are searched one by one.", self._url, error)
-            yield from self._by_study(limit)
-            return
-        if first is not None:
-            yield from first
-            for page in pages:
-                yield from page
-
-    def _by_study(self, limit: int | None) -> Iterator[JsonDataset]:
-        """Search for studies, then for the series of each: some services have no search across studies."""
-        above = [one for one in self._filters if not one.name.startswith(("Series", "Modality"))]
-        below = [one for one in self._filters if one not in above]
-        for studies in self._pages("/studies", above, None, series=False):
-            for study in studies:
-                uid = texts_of(study, {"uid": "StudyInstanceUID"})["uid"]
-                if uid is None:
-                    continue
-                for page in self._pages(f"/studies/{uid}/series", below, limit):
-                    for dataset in page:
-                        yield {**study, **dataset}
-
-    def _pages(
-        self, path: str, filters: list[Filter], limit: int | None, *, series: bool = True
-    ) -> Iterator[list[JsonDataset]]:
-        """Yield what matches, page by page.
-
-        A page may be shorter than was asked for, since services have limits of their own; and one that ignores
-        ``offset`` sends the same again and again.
-        """
-        key = "SeriesInstanceUID" if series else "StudyInstanceUID"
-        wanted = [*filters, self._modality] if series else filters
-        ask = self._asker(path, wanted)
-        seen: set[str | None] = set()
-        offset = longest = 0
-        while offset <= MAX_OFFSET:
-            page = ask({"limit": str(min(limit or PAGE, PAGE)), "offset": str(offset)})
-            new = [item for item in page if texts_of(item, {"uid": key})["uid"] not in seen]
-            if not new:
-                return
-            seen.update(texts_of(item, {"uid": key})["uid"] for item in new)
-            yield self._matching(path, new, wanted)
-            offset += len(page)
-            if len(page) < longest:
-                return
-            longest = max(longest, len(page))
-
-    def _asker(self, path: str, filters: list[Filter]) -> Callable[[dict[str, str]], list[JsonDataset]]:
-        """Return what asks for a page, with as many filters as the service takes."""
-        sent = {one.name: one.value for one in filters}
-        asked = [one.name for one in filters if one is not self._modality]
-        few = {one.name: one.value for one in filters if one is self._modality or one.vr == "UI"}
-        forms: list[tuple[dict[str, str], bool]] = []
-        for form in ((sent | ({"includefield": ",".join(asked)} if asked else {}), True), (sent, True), (few, True),
-                     ({}, True), ({}, False)):  # fmt: skip
-            if form not in forms:
-                forms.append(form)
-
-        def ask(paging: dict[str, str]) -> list[JsonDataset]:
-            while True:
-                parameters, paged = forms[0]
-                try:
-                    return self.source.find(path, {**parameters, **paging} if paged else parameters)
-                except SourceError as error:
-                    if error.status != 400 or len(forms) == 1:
-                        raise
-                    forms.pop(0)  # and never again
-
-        return ask
-
-    def _matching(self, path: str, page: list[JsonDataset], filters: list[Filter]) -> list[JsonDataset]:
-        """Apply the filters to a page, as far as the answers tell; ask whether the service heeds the others."""
-        for one in filters:
-            if any(one.matches(dataset) is not None for dataset in page):
-                page = [dataset for dataset in page if one.matches(dataset)]
-            elif one is not self._modality and page and self._ignores(path, one):
-                raise WsiWebError(
-                    f"{self._url} neither filters by {one.name} nor tells it of what it finds. Search without it, "
-                    f"and look at the slides' properties."
-                )
-        return page
-
-    def _ignores(self, path: str, one: Filter) -> bool:
-        """Whether a service finds something by a value that nothing has."""
-        impossible = {"UI": "1.2.3.4.5.6.7.8.9.0", "DA": "18500101", "TM": "235959.999999"}.get(
-            one.vr, "~no such value~"
-        )
-        try:
-            return bool(self.source.find(path, {one.name: impossible, "limit": "1"}))
-        except SourceError as error:
-            if error.status != 400:
-                raise
-            return True
+def _by_study(source: WebSource, filters: list[Filter], limit: int | None) -> Iterator[JsonDataset]:
+    """Search for studies, then for the series of each: some services have no search across studies."""
+    above = [one for one in filters if one.of_studies]
+    below = [one for one in filters if not one.of_studies]
+    hints = [Filter("ModalitiesInStudy", one.value, hint=True) for one in below if one.name in _MODALITY]
+    root = source.service.qido_url
+    studies = Listing(source.find, root, "StudyInstanceUID", [*above, *hints])
+    series: Listing | None = None
+    for page in studies.pages("/studies", limit):
+        # Services limit the pages of both alike: what is shorter than a page of studies is all series of a study.
+        series = series or Listing(source.find, root, "SeriesInstanceUID", below, longest=studies.longest)
+        for study in page:
+            uid = Attributes(study).string("StudyInstanceUID")
+            if uid is None:
+                continue
+            for found in series.pages(f"/studies/{uid}/series", None):
+                for dataset in found:
+                    yield {**study, **{tag: element for tag, element in dataset.items() if "Value" in element}}

@@ -6,7 +6,7 @@ import difflib
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from wsiweb.errors import UnsupportedError, WsiWebError
+from wsiweb.errors import SearchError, SourceError, UnsupportedError
 from wsiweb.finding import FoundSlide
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ _COLUMNS = {
 }
 
 
-def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **filters: str) -> Iterator[FoundSlide]:
-    """Find slides in the index of IDC, which is on this computer: no request is made to find them.
+def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **filters: object) -> Iterator[FoundSlide]:
+    """Find slides in the index of IDC, which is on this computer.
+
+    Collections, patients and descriptions are in the index that comes with the package. What tells of organs, stains
+    and objectives is downloaded when it is first asked for, once for each version of the package.
 
     Parameters
     ----------
@@ -38,55 +41,84 @@ def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **f
     place
         URL of the DICOMweb service that they open from.
     table
-        A pandas DataFrame to search in place of IDC's index.
+        A pandas DataFrame to search in place of IDC's index; of its rows, those of slide microscopy.
     filters
         ``collection``, ``patient_id``, ``organ``, ``stain``, ``objective_power``, ``study_uid``, ``series_uid``, or a
-        column of the index; without regard to case, ``*`` and ``?`` stand for anything.
+        column of the index; without regard to case, ``*`` and ``?`` stand for anything. Of several stains one has to
+        match.
 
     Raises
     ------
+    SearchError
+        There is no such column, or nothing to look for.
     UnsupportedError
         The package idc-index is not installed.
-    WsiWebError
-        There is no such column.
+    SourceError
+        What tells of organs and stains could not be downloaded.
     """
-    frame = _index() if table is None else table
+    if limit is not None and limit < 1:
+        raise SearchError(f"limit is at least 1, or None, not {limit}.")
+    columns = {name: _COLUMNS.get(name, name) for name in filters}
+    frame = _index(columns) if table is None else table
+    if "Modality" in frame.columns:
+        frame = frame[frame["Modality"] == "SM"]
     for name, value in filters.items():
-        column = _COLUMNS.get(name, name)
-        if column not in frame.columns:
+        if columns[name] not in frame.columns:
             near = difflib.get_close_matches(name, [*_COLUMNS, *frame.columns], 3)
-            raise WsiWebError(f"IDC's index has no column {name!r}. Did you mean {', '.join(near) or 'another'}?")
+            raise SearchError(f"IDC's index has no column {name!r}. Did you mean {', '.join(near) or 'another'}?")
         pattern = str(value).casefold()
-        frame = frame[[fnmatchcase(_text(found), pattern) for found in frame[column]]]
-    rows = frame.to_dict("records") if limit is None else frame.head(limit).to_dict("records")
-    return (_slide(row, place) for row in rows)
+        frame = frame[[_matches(found, pattern) for found in frame[columns[name]]]]
+    rows = frame if limit is None else frame.head(limit)
+    return (_slide(row, place) for row in rows.to_dict("records"))
 
 
 def _slide(row: dict[str, Any], place: str) -> FoundSlide:
+    def told(column: str) -> str | None:
+        return next(iter(_texts(row.get(column))), None)
+
+    count = told("instanceCount")
     return FoundSlide(
         str(row["StudyInstanceUID"]),
         str(row["SeriesInstanceUID"]),
-        patient_id=str(row.get("PatientID") or "") or None,
-        series_description=str(row.get("SeriesDescription") or "") or None,
+        patient_id=told("PatientID"),
+        study_date=(told("StudyDate") or "").replace("-", "") or None,
+        study_description=told("StudyDescription"),
+        series_description=told("SeriesDescription"),
         modality="SM",
+        number_of_instances=None if count is None else int(float(count)),
         place=place,
     )
 
 
-def _text(value: Any) -> str:
+def _matches(value: Any, pattern: str) -> bool:
+    texts = [text.casefold() for text in _texts(value)]
+    return any(fnmatchcase(text, pattern) for text in [*texts, ", ".join(texts)] if text)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the values in a cell as text; lists come as arrays, and what is missing as None, NaN or <NA>."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     values = value if isinstance(value, (list, tuple)) else [value]
-    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values).casefold()
+    texts = [f"{one:g}" if isinstance(one, float) else str(one) for one in values if one is not None]
+    return [text for text in texts if text not in ("", "nan", "NaT", "<NA>")]
 
 
-def _index() -> Any:
-    """Return the slide microscopy of IDC's index, joined with what it tells of organs and stains."""
+def _index(columns: dict[str, str]) -> Any:
+    """Return IDC's index, joined with what it tells of slides where one of the columns is only there."""
     try:
         from idc_index import IDCClient  # noqa: PLC0415
     except ImportError as error:
         raise UnsupportedError("This needs IDC's index: pip install 'wsiweb[idc]'.") from error
-    client = IDCClient.client()
-    series = client.index[client.index["Modality"] == "SM"]
-    client.fetch_index("sm_index")  # downloaded once for each version of the index
-    more = client.sm_index
+    try:
+        client = IDCClient.client()
+        series = client.index
+        if set(columns.values()) <= set(series.columns):
+            return series
+        client.fetch_index("sm_index")
+        more = client.sm_index
+    except OSError as error:  # requests' errors are OSErrors, too
+        raise SourceError(f"IDC's index of slides could not be had: {error}") from error
+    if more is None:
+        raise SourceError("IDC's index of slides could not be downloaded. Search by collection or patient_id without.")
     new = [column for column in more.columns if column not in series.columns or column == "SeriesInstanceUID"]
-    return series.merge(more[new], on="SeriesInstanceUID", how="left")
+    return series.merge(more[new], on="SeriesInstanceUID", how="inner")

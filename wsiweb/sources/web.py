@@ -9,10 +9,11 @@ import copy
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from wsiweb.dicomjson import Attributes, loads
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
+from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import readable_error, same_origin, without_secrets
@@ -123,7 +124,8 @@ class WebSource:
 
     def find(self, path: str, parameters: dict[str, str]) -> list[JsonDataset]:
         """Return what one QIDO-RS request finds; ``path`` is below the root of the search resources."""
-        return self._json(f"{self.service.qido_url}{path}", what=f"A search for {path[1:]}", parameters=parameters)
+        query = urlencode(parameters, safe=SAFE_CHARACTERS, quote_via=quote)
+        return self._json(f"{self.service.qido_url}{path}{query and '?'}{query}", what=f"A search for {path[1:]}")
 
     def slide_series(self) -> list[str]:
         """Return the slide microscopy series of the study, by one QIDO-RS request."""
