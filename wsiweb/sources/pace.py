@@ -38,7 +38,8 @@ DEAR_BELOW = 0.5
 SECONDS_OF_OUR_OWN = 0.001
 """That a request costs here, in requests, urllib3 and http.client."""
 TYPICAL_SECONDS_PER_FRAME = 0.0015
-"""Until it is measured: 18 kB at 12 MB/s."""
+"""Until it is measured: 18 kB at 12 MB/s, on a line whose answers take ``TYPICAL_WAIT_SECONDS`` to begin."""
+TYPICAL_WAIT_SECONDS = 0.03
 NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
 TOGETHER_SECONDS = 1.0
@@ -107,10 +108,15 @@ class Pace:
         Requests in flight at once, at most.
     kind
         What is known of such services.
+    wait_seconds
+        How long the metadata took to begin, where that is known: a service that is near sends frames sooner, too.
     """
 
-    def __init__(self, max_connections: int, kind: ServiceKind = UNKNOWN) -> None:
+    def __init__(
+        self, max_connections: int, kind: ServiceKind = UNKNOWN, *, wait_seconds: float = TYPICAL_WAIT_SECONDS
+    ) -> None:
         self.kind = kind
+        self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, 1.0)
         self._changed = threading.Condition()
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
         self._connections = self._max_connections
@@ -188,7 +194,7 @@ class Pace:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
         with self._changed:
             seen, connections, limit = self._conclusions, self._connections, self._max_frames
-        requests = _best_requests(seen, frames, connections)
+        requests = _best_requests(seen, frames, connections, self._frame_guess)
         most, budget = SPREAD.max_frames, BYTES
         if seen.dear:
             most, budget = FRAMES_WHERE_REQUESTS_ARE_DEAR, BYTES_WHERE_REQUESTS_ARE_DEAR
@@ -252,14 +258,14 @@ def _parallel_requests(samples: Collection[Sample]) -> tuple[float | None, float
     return median(parallel for parallel, _ in found), median(share for _, share in found)
 
 
-def _best_requests(seen: Conclusions, frames: int, connections: int) -> int:
+def _best_requests(seen: Conclusions, frames: int, connections: int, frame_guess: float) -> int:
     """Return the m that is quickest by the model above."""
     each, work = seen.seconds_per_frame, SECONDS_OF_OUR_OWN
     if seen.dear and seen.parallel_requests is not None:
         if seen.seconds_per_request is None:
             return 1
         work += seen.seconds_per_request / seen.parallel_requests
-    best = math.sqrt((TYPICAL_SECONDS_PER_FRAME if each is None else each) * frames / work)
+    best = math.sqrt((frame_guess if each is None else each) * frames / work)
     return min(max(round(best), 1), connections)
 
 

@@ -18,7 +18,7 @@ from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import readable_error, same_origin, without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
-from wsiweb.sources.pace import Pace
+from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.retrieval import FrameRetrieval
 from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, raise_named, worth_repeating
 from wsiweb.sources.services import UNKNOWN, recognise
@@ -50,6 +50,7 @@ class WebSource:
         self._series_uids = tuple(series_uids)
         self._options = options
         self._kind: ServiceKind = recognise(service.base_url)
+        self._wait_seconds = TYPICAL_WAIT_SECONDS
         self._accepts = AcceptMemory()
         self._start()
 
@@ -60,7 +61,7 @@ class WebSource:
     def _set_out(self, kind: ServiceKind) -> None:
         """Begin with what is known of such a service."""
         self._kind = kind
-        self._pace = Pace(self._options.max_connections, kind)
+        self._pace = Pace(self._options.max_connections, kind, wait_seconds=self._wait_seconds)
         self.stats.tell_of_service(self._pace.traits)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,8 +95,8 @@ class WebSource:
             url = f"{self.service.wado_url}/studies/{self._study_uid}/series/{series_uid}"
             what = f"The series {series_uid} of study {self._study_uid}"
             headers, body = self._get(f"{url}/metadata", _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES)
-            if self._kind is UNKNOWN:
-                self._set_out(recognise(self.service.base_url, headers, body))
+            known = self._kind if self._kind is not UNKNOWN else recognise(self.service.base_url, headers, body)
+            self._set_out(known)
             found = self._parsed(f"{url}/metadata", body)
             if not found:
                 raise SlideNotFoundError(f"{without_secrets(url)} has no instances.")
@@ -214,7 +215,9 @@ class WebSource:
             self._gate.wait(idle)
             error: SourceError | RefusedError
             try:
+                asked = time.monotonic()
                 with self.service.get(url, accept, parameters=parameters) as answer:
+                    self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204:
                         return {}, b""
                     check_status(answer, what, advice=self._kind.advice)
