@@ -44,7 +44,7 @@ NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
 TOGETHER_SECONDS = 1.0
 ALONE_BELOW = 1.5
-TOGETHER_FROM = 3.0
+TOGETHER_FROM = 2.0
 """Requests in flight, on average, that count as one alone and as many together."""
 _SAMPLES = 64
 _ANSWERS_FOR_A_CONNECTION = 32
