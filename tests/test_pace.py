@@ -133,12 +133,14 @@ def test_throttling_halves_the_connections_and_answers_win_them_back() -> None:
     assert pace.advise(100).requests == 2
     assert pace.traits().throttled
     for _ in range(32):
-        with pace.request(Cancellation()) as lap:
+        with pace.request(Cancellation()):
+            lap = pace.lap()
             lap.answered()
             pace.record(lap, "1", 1, 1000)
     assert pace.advise(100).requests == 3
     for _ in range(5 * 32):
-        with pace.request(Cancellation()) as lap:
+        with pace.request(Cancellation()):
+            lap = pace.lap()
             lap.answered()
             pace.record(lap, "1", 1, 1000)
     assert pace.advise(100).requests == 8

@@ -33,8 +33,9 @@ BYTES_WHERE_REQUESTS_ARE_DEAR = 16 << 20
 """Half of what the smallest known limit of an answer is (App Engine, 32 MB)."""
 SINGLES_PAY_FROM = 2.0
 """By how much requests for single frames must be predicted to be faster: a wrong guess costs many requests."""
-DEAR_BELOW = 0.5
-"""Of the requests that were in flight: a service that works on fewer of them at once is asked for much at once."""
+DEAR_BELOW = 0.65
+"""A request alone takes less than this share of what one among others takes: then requests are work. Where they are
+done one after the other, three take 1, 2 and 3 times as long, and the share is a half."""
 SECONDS_OF_OUR_OWN = 0.001
 """That a request costs here, in requests, urllib3 and http.client."""
 TYPICAL_SECONDS_PER_FRAME = 0.0015
@@ -44,7 +45,7 @@ NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
 TOGETHER_SECONDS = 1.0
 ALONE_BELOW = 1.5
-TOGETHER_FROM = 2.0
+TOGETHER_FROM = 1.7
 """Requests in flight, on average, that count as one alone and as many together."""
 _SAMPLES = 64
 _ANSWERS_FOR_A_CONNECTION = 32
@@ -70,12 +71,9 @@ class Lap:
     """The clock of one request."""
 
     started: float
-    in_flight: int
+    busy_before: float
+    """Requests in flight, summed over time, until then."""
     first_byte: float | None = None
-
-    def begin(self) -> None:
-        """Begin anew: whatever was waited for until now was not the service."""
-        self.started = time.monotonic()
 
     def answered(self) -> None:
         """Stop the first part of the time: the first byte is there."""
@@ -123,6 +121,8 @@ class Pace:
         self._answers_since_throttled = 0
         self._throttled_at = -math.inf
         self._in_flight = 0
+        self._busy = 0.0
+        self._ticked = time.monotonic()
         self._max_frames: int | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._conclusions = conclude((), kind.parallel_requests)
@@ -130,21 +130,34 @@ class Pace:
     # What is seen ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def request(self, cancellation: Cancellation) -> Iterator[Lap]:
+    def request(self, cancellation: Cancellation) -> Iterator[None]:
         """Wait until there is a connection to use, and have it for the time of the ``with``."""
         forget = cancellation.on_cancel(self._wake)
         with self._changed:
             while self._in_flight >= self._allowed and not cancellation.cancelled:
                 self._changed.wait()
+            self._tick()
             self._in_flight += 1
-            lap = Lap(time.monotonic(), self._in_flight)
         forget()
         try:
-            yield lap
+            yield
         finally:
             with self._changed:
+                self._tick()
                 self._in_flight -= 1
                 self._changed.notify()
+
+    def lap(self) -> Lap:
+        """Return a clock that begins now."""
+        with self._changed:
+            self._tick()
+            return Lap(self._ticked, self._busy)
+
+    def _tick(self) -> None:
+        """Sum up the requests in flight; to be called under the lock, before their number changes."""
+        now = time.monotonic()
+        self._busy += self._in_flight * (now - self._ticked)
+        self._ticked = now
 
     @property
     def _allowed(self) -> int:
@@ -159,8 +172,9 @@ class Pace:
         if lap.first_byte is None:
             return
         with self._changed:
-            in_flight = (lap.in_flight + self._in_flight) / 2
-            waited, took = lap.first_byte - lap.started, time.monotonic() - lap.started
+            self._tick()
+            waited, took = lap.first_byte - lap.started, self._ticked - lap.started
+            in_flight = (self._busy - lap.busy_before) / max(took, 1e-9)
             self._samples.append(Sample(instance_uid, frames, n_bytes, waited, took, in_flight))
             self._conclusions = conclude(self._samples, self.kind.parallel_requests)
             self._answers_since_throttled += 1
@@ -242,17 +256,17 @@ def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Concl
 def _parallel_requests(samples: Collection[Sample]) -> tuple[float | None, float]:
     """Compare requests alone with requests together: where n of them take n times as long, nothing was gained.
 
-    Returns how many were worked on at once, or None, and their share of those that were in flight.
+    Returns how many were worked on at once, or None, and how long one alone takes of the time of one among others.
     """
     found = []
     for uid in {sample.instance_uid for sample in samples}:
-        waits = [(s.first_byte_seconds, s.in_flight) for s in samples if s.instance_uid == uid]
-        alone = [wait for wait, in_flight in waits if in_flight < ALONE_BELOW]
-        together = [(wait, in_flight) for wait, in_flight in waits if in_flight >= TOGETHER_FROM]
-        if alone and together and median(wait for wait, _ in together) >= NOTICEABLE_SECONDS:
-            each = median(wait / in_flight for wait, in_flight in together)
-            parallel = max(median(alone) / each, 1.0)
-            found.append((parallel, parallel / median(in_flight for _, in_flight in together)))
+        mine = [sample for sample in samples if sample.instance_uid == uid]
+        alone = [sample.first_byte_seconds for sample in mine if sample.in_flight < ALONE_BELOW]
+        together = [sample for sample in mine if sample.in_flight >= TOGETHER_FROM]
+        wait = median(sample.first_byte_seconds for sample in together) if together else 0.0
+        if alone and wait >= NOTICEABLE_SECONDS:
+            share = min(median(alone) / wait, 1.0)
+            found.append((max(share * median(sample.in_flight for sample in together), 1.0), share))
     if not found:
         return None, 1.0
     return median(parallel for parallel, _ in found), median(share for _, share in found)

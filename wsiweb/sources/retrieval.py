@@ -96,10 +96,10 @@ class FrameRetrieval:
 
     def _ask(self, numbers: Numbers, accept: str) -> Iterator[EncodedFrame]:
         url = self._url + ",".join(map(str, numbers))
-        with self._pace.request(self._cancellation) as lap:
+        with self._pace.request(self._cancellation):
             if not self._gate.wait(self._cancellation):
                 return
-            lap.begin()
+            lap = self._pace.lap()
             with self._service.get(url, accept, cancellation=self._cancellation) as answer:
                 lap.answered()
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
