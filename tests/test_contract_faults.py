@@ -230,3 +230,21 @@ def test_closing_does_not_wait_for_a_silent_server(synthetic: SlideMaker) -> Non
                 reading.result(timeout=10)
             assert not released.is_set()
         released.set()
+
+
+def test_files_that_hold_a_multipart_body(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """A static tree served by any file server: one file a frame, whose type nobody tells."""
+
+    def static(request: Request) -> Fault | None:
+        if request.kind != "frames":
+            return None
+        if len(request.frame_numbers) > 1:
+            return Fault(status=404)
+        stored = next(one for one in server.instances if one.uid("SOPInstanceUID") == request.instance_uid)
+        body = b"--BOUNDARY_x\r\nContent-Type: application/octet-stream\r\n\r\n"
+        body += stored.frames[request.frame_numbers[0] - 1] + b"\r\n--BOUNDARY_x"  # not even closed
+        return Fault(status=200, body=body, headers={"Content-Type": "application/octet-stream"})
+
+    server.fault = static
+    with Slide.open(server.series_url(truth.study_uid, truth.series_uid)) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 30, 20, 200, 150), truth.truth(0, 30, 20, 200, 150))

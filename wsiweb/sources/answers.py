@@ -120,6 +120,8 @@ def _single(
     data = answer.read(max_bytes)
     if not data:
         raise _no_frames(answer, numbers, "with nothing")
+    if data.startswith(b"--") and (part := _part_within(data, max_bytes)) is not None and len(numbers) == 1:
+        return _frame(part, numbers[0])
     if not media_type and data.lstrip()[:1] in (b"<", b"{"):
         raise _no_frames(answer, numbers, f"with {readable_error(data[:4096])!r:.300}")
     if len(numbers) != 1:
@@ -128,6 +130,16 @@ def _single(
             url=answer.url, status=answer.status, frame_numbers=tuple(numbers),
         )  # fmt: skip
     return EncodedFrame(numbers[0], data, media_type or None, parameters.get("transfer-syntax"))
+
+
+def _part_within(data: bytes, max_bytes: int) -> Part | None:
+    """Return the only part of a multipart body that does not say that it is one: static files come so."""
+    parser = MultipartParser(None, max_part_bytes=max_bytes)
+    try:
+        parts = [*parser.feed(data), *parser.close()]
+    except ProtocolError:
+        return None
+    return parts[0] if len(parts) == 1 else None  # its delimiter shows that it is whole
 
 
 def _no_frames(answer: Answer, numbers: Sequence[int], what: str) -> ProtocolError:
