@@ -105,10 +105,7 @@ def test_endless_answers(
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            "metadata",
-            marks=pytest.mark.xfail(strict=True, reason="http.client skips them for ever; no deadline reaches it"),
-        ),
+        "metadata",
         "frames",
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import http.client
 import re
 import threading
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from wsiweb.sources.base import Cancellation
 
 MAX_REDIRECTS = 5
+MAX_INTERIM_ANSWERS = 16
 CHUNK_BYTES = 65_536
 _MAX_ERROR_BYTES = 65_536
 _MAX_ERROR_TEXT_BYTES = 16_384
@@ -342,7 +344,29 @@ def _own_adapter(adapter: Any, connections: int) -> Any:
     # init_poolmanager is what subclasses override to bring their own TLS context.
     own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
     own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
+    classes = getattr(own.poolmanager, "pool_classes_by_scheme", {})
+    own.poolmanager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
     return own
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """Skips a few interim answers; http.client itself skips them for ever."""
+
+    _interim = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        self._interim += 1
+        if self._interim > MAX_INTERIM_ANSWERS:
+            raise http.client.BadStatusLine("there is no end of interim answers")
+        base: Any = super()
+        status: tuple[str, int, str] = base._read_status()  # noqa: SLF001  (as old as the module)
+        return status
+
+
+def _bounded(pool: Any) -> Any:
+    """Return a class of connection pools, as this one, whose connections bound the interim answers."""
+    connection = type(pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": _BoundedResponse})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
 def _shut_down(response: requests.Response) -> None:
