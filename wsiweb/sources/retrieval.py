@@ -103,13 +103,15 @@ class FrameRetrieval:
             with self._service.get(url, accept, cancellation=self._cancellation) as answer:
                 lap.answered()
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
+                # All is remembered before the frame that tells it is handed out: the next read may begin at once.
                 n_bytes = 0
-                for frame in frames_in(answer, numbers, max_bytes=self._max_bytes()):
-                    if n_bytes == 0:  # remembered before it is handed out: the next read may begin at once
+                for count, frame in enumerate(frames_in(answer, numbers, max_bytes=self._max_bytes()), 1):
+                    if count == 1:
                         self._judge(frame, accept, answer)
                     n_bytes += len(frame.data)
+                    if count == len(numbers):
+                        self._pace.record(lap, self._batch.address.instance_uid, count, n_bytes)
                     yield frame
-                self._pace.record(lap, self._batch.address.instance_uid, len(numbers), n_bytes)
 
     def _max_bytes(self) -> int:
         """Return what a frame can have at most: its pixels as they are, and room for what a bad encoder adds."""
