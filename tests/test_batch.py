@@ -22,7 +22,8 @@ def sizes(batches: list[Batch]) -> list[int]:
 def test_every_frame_is_in_one_batch(wanted: list[tuple[int, int]], connections: int, cap: int) -> None:
     batches = batch_frames(wanted, requests=connections, max_frames=cap)
     asked = [(batch.instance_index, frame_index) for batch in batches for frame_index in batch.frame_indices]
-    assert asked == sorted(wanted)
+    assert sorted(asked) == sorted(wanted)
+    assert all(list(batch.frame_indices) == sorted(batch.frame_indices) for batch in batches)
     most = min(cap, max(math.ceil(len(wanted) / connections), SMALL_READ_FRAMES))
     for batch in batches:
         assert 1 <= len(batch.frame_indices) <= most
@@ -52,7 +53,14 @@ def test_the_users_cap_is_hard() -> None:
 
 def test_instances_do_not_share_a_request() -> None:
     batches = batch_frames([(2, 0), (1, 7), (1, 3)], requests=1, max_frames=64)
-    assert batches == [Batch(1, (3, 7)), Batch(2, (0,))]
+    assert batches == [Batch(2, (0,)), Batch(1, (3, 7))]
+
+
+def test_what_is_wanted_first_is_asked_for_first() -> None:
+    """Two patches far from each other, and one of two channels."""
+    wanted = [(0, 900), (0, 901), (0, 10), (0, 11), (1, 50), (0, 5), (1, 51)]
+    batches = batch_frames(wanted, requests=1, max_frames=2)
+    assert batches == [Batch(0, (900, 901)), Batch(0, (10, 11)), Batch(1, (50, 51)), Batch(0, (5,))]
 
 
 def test_a_long_list_is_cut_where_a_url_ends() -> None:

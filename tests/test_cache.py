@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import threading
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiweb.cache import AbandonedError, ByteCache, SingleFlightCache
+from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache, TrialCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,65 @@ def test_forgetting_what_is_not_there() -> None:
     ByteCache[str, bytes](10, len).discard("a")
 
 
+def trial_of(budget_bytes: int) -> TrialCache[int, bytes]:
+    return TrialCache(budget_bytes, len)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["get", *Keep]), st.integers(0, 12), st.integers(1, 9)), max_size=120,
+    ),
+    st.integers(0, 60),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_what_is_kept_and_on_trial_fits_into_the_budget(steps: list[tuple[str | Keep, int, int]], budget: int) -> None:
+    cache = trial_of(budget)
+    sizes: dict[int, int] = {}
+    for step, key, size in steps:
+        if isinstance(step, Keep):
+            cache.put(key, bytes(size), step)
+            if step is not Keep.NOT and size <= budget:
+                sizes[key] = size
+                assert cache.get(key) == bytes(size)
+        else:
+            value = cache.get(key)
+            assert value is None or len(value) == sizes[key]
+    held = [value for key in range(13) if (value := cache.get(key)) is not None]
+    assert sum(map(len, held)) <= budget
+
+
+def test_a_long_pass_leaves_what_was_kept() -> None:
+    cache = trial_of(800)
+    for key in range(70):
+        cache.put(key, bytes(10), Keep.YES)
+    for key in range(1000, 2000):
+        cache.put(key, bytes(10), Keep.ON_TRIAL)
+    assert all(cache.get(key) for key in range(70))
+    assert [key for key in range(1000, 2000) if cache.get(key)] == list(range(1990, 2000))
+
+
+def test_a_second_use_ends_the_trial() -> None:
+    cache = trial_of(800)
+    cache.put(1, bytes(10), Keep.ON_TRIAL)
+    assert cache.get(1)
+    for key in range(1000, 2000):
+        cache.put(key, bytes(10), Keep.ON_TRIAL)
+    assert cache.get(1)
+
+
+def test_what_comes_again_after_it_was_dropped_gets_room() -> None:
+    """A pass in an order of its own, over what fits into the whole budget but not into the part for trials."""
+    cache = trial_of(8000)
+    rng = random.Random(3)
+    produced = 0
+    for _ in range(4000):
+        key = rng.randrange(700)
+        if cache.get(key) is None:
+            produced += 1
+            cache.put(key, bytes(10), Keep.ON_TRIAL)
+    assert produced < 700 * 1.6
+
+
 def together(work: Callable[[int], Result], count: int = 8) -> list[Result]:
     """Call ``work`` with 0, 1, ... in as many threads at the same moment."""
     barrier = threading.Barrier(count)
@@ -119,28 +179,30 @@ def test_the_first_who_asks_produces() -> None:
     cache, first, second = flights(), Listener(), Listener()
     assert cache.claim(["a", "b"], first).ours == ["a", "b"]
     assert cache.claim(["b", "c"], second).ours == ["c"]
-    cache.resolve("b", b"B", keep=True)
+    cache.resolve("b", b"B", Keep.YES)
     assert first.told == second.told == [("b", b"B", None)]
     claim = cache.claim(["b", "a"], second)
     assert (claim.hits, claim.ours) == ({"b": b"B"}, [])  # a is still on its way
-    cache.resolve("a", b"A", keep=True)
+    cache.resolve("a", b"A", Keep.YES)
     assert (first.told, second.told) == ([("a", b"A", None)], [("a", b"A", None)])
 
 
 def test_a_hit_tells_no_listener() -> None:
     cache, listener = flights(), Listener()
     cache.claim(["a"], Listener())
-    cache.resolve("a", b"A", keep=True)
+    cache.resolve("a", b"A", Keep.YES)
     assert cache.claim(["a"], listener).hits == {"a": b"A"}
-    cache.resolve("a", b"again", keep=True)
+    cache.resolve("a", b"again", Keep.YES)
     assert not listener.told
 
 
-@pytest.mark.parametrize(("budget_bytes", "keep"), [(100, False), (0, True), (2, True)])
-def test_what_is_not_kept_still_reaches_who_waits(budget_bytes: int, keep: bool) -> None:
+@pytest.mark.parametrize(("budget_bytes", "keep"), [
+    (100, Keep.NOT), (0, Keep.YES), (2, Keep.YES), (2, Keep.ON_TRIAL),
+])  # fmt: skip
+def test_what_is_not_kept_still_reaches_who_waits(budget_bytes: int, keep: Keep) -> None:
     cache, listener = flights(budget_bytes), Listener()
     cache.claim(["a"], listener)
-    cache.resolve("a", b"AAA", keep=keep)
+    cache.resolve("a", b"AAA", keep)
     assert listener.told == [("a", b"AAA", None)]
     assert cache.claim(["a"], Listener()).ours == ["a"]
 
@@ -154,14 +216,14 @@ def test_failure_reaches_all_who_wait_and_does_not_latch(error: Exception) -> No
     assert first.told == second.told == [("a", None, error)]
     claim = cache.claim(["a"], second)
     assert (claim.hits, claim.ours) == ({}, ["a"])
-    cache.resolve("a", b"A", keep=True)
+    cache.resolve("a", b"A", Keep.YES)
     assert (first.told, second.told) == ([], [("a", b"A", None)])
 
 
 def test_what_nobody_waits_for_may_fail_and_resolve() -> None:
     cache = flights()
     cache.fail("a", AbandonedError())
-    cache.resolve("a", b"A", keep=True)
+    cache.resolve("a", b"A", Keep.YES)
     assert cache.claim(["a"], Listener()).hits == {"a": b"A"}
 
 
@@ -179,7 +241,7 @@ def test_a_listener_may_ask_again() -> None:
     thread.start()
     thread.join(PATIENCE_SECONDS)
     assert reclaimed == ["a"]
-    cache.resolve("a", b"A", keep=False)
+    cache.resolve("a", b"A", Keep.NOT)
     assert second.told == [("a", b"A", None)]
 
 
@@ -197,7 +259,7 @@ def test_eight_threads_produce_each_value_once() -> None:
         if first:
             cache.fail(key, AbandonedError())
         else:
-            cache.resolve(key, key.encode(), keep=True)
+            cache.resolve(key, key.encode(), Keep.YES)
 
     def work(number: int) -> dict[str, bytes]:
         listener = Listener()

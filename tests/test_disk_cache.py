@@ -243,7 +243,7 @@ class Origin:
     remote = True
     credentials: dict[str, object] = {}  # noqa: RUF012 - as the protocol has it
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: object = None) -> Iterator[EncodedFrame]:
         for number in batch.frame_numbers:
             yield EncodedFrame(number, b"good" if batch.fresh else b"bad", "image/jls", "1.2")
 

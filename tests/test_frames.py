@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiweb.errors import MetadataError
-from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, TileTable
+from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, Tiles, TileTable
 from wsiweb.geometry import Rectangle
 
 Row = tuple[int, int, int, int]
 """(instance index, frame index, x, y)."""
 
 
-def rows_of(table: TileTable) -> list[Row]:
-    columns = (table.instance_index, table.frame_index, table.x, table.y)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+def rows_of(tiles: Tiles, size: tuple[int, int]) -> list[Row]:
+    keys, boxes = tiles
+    assert all(box[2:] == size for box in boxes)
+    return [(*key, *box[:2]) for key, box in zip(keys, boxes, strict=True)]
 
 
 def whole(frames: int) -> Concatenation:
@@ -29,19 +30,16 @@ def whole(frames: int) -> Concatenation:
 def concatenation(*parts: tuple[int, int]) -> Concatenation:
     """Number instances of (offset, frames), which are the slide's instances from 5 on."""
     return Concatenation(
-        instance_indices=np.arange(5, 5 + len(parts)),
-        offsets=np.array([offset for offset, _ in parts]),
-        counts=np.array([frames for _, frames in parts]),
+        instance_indices=tuple(range(5, 5 + len(parts))),
+        offsets=tuple(offset for offset, _ in parts),
+        counts=tuple(frames for _, frames in parts),
         name="concatenation 1.2",
     )
 
 
-def table(corners: list[tuple[int, int]], tile: tuple[int, int]) -> TileTable:
-    count = len(corners)
+def table(corners: list[tuple[int, int]]) -> TileTable:
     x, y = np.array(corners, np.int64).reshape(-1, 2).T
-    return TileTable(
-        np.zeros(count, np.int64), np.arange(count), x, y, np.full(count, tile[0]), np.full(count, tile[1])
-    )
+    return TileTable(np.zeros(len(corners), np.int64), np.arange(len(corners)), x, y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ def test_full_finds_the_tiles_of_a_region(case: Case, planes_before: int) -> Non
     first = planes_before * len(corners)
     index: TileIndex = FullTileIndex(tile_w, tile_h, -(-width // tile_w), first, whole(first + len(corners)))
     expected = [(5, first + n, x, y) for n, (x, y) in enumerate(corners) if case.touches(x, y)]
-    assert rows_of(index.tiles_in(case.region)) == expected
+    assert rows_of(index.tiles_in(case.region), case.tile) == expected
     assert not index.overlapping
 
 
@@ -85,9 +83,9 @@ def test_sparse_finds_the_tiles_of_a_region(case: Case, data: st.DataObject) -> 
     corners = data.draw(st.lists(places, min_size=1, max_size=25))
     corners += data.draw(st.lists(st.sampled_from(corners), max_size=4))
     last = {corner: n for n, corner in enumerate(corners)}
-    index = SparseTileIndex(table(corners, case.tile), case.level[0])
+    index = SparseTileIndex(table(corners), case.tile, case.level[0])
     expected = [(0, n, x, y) for n, (x, y) in enumerate(corners) if last[x, y] == n and case.touches(x, y)]
-    assert rows_of(index.tiles_in(case.region)) == expected
+    assert rows_of(index.tiles_in(case.region), case.tile) == expected
     tile_w, tile_h = case.tile
     pairs = [(a, b) for a in last for b in last if a < b]
     overlapping = any(abs(a[0] - b[0]) < tile_w and abs(a[1] - b[1]) < tile_h for a, b in pairs)
@@ -98,14 +96,14 @@ def test_sparse_finds_the_tiles_of_a_region(case: Case, data: st.DataObject) -> 
 def test_a_sparse_grid_does_not_overlap(origin: tuple[int, int]) -> None:
     """It may be drawn as tiles come."""
     corners = [(origin[0] + 8 * column, origin[1] + 6 * row) for column in (3, 0, 1) for row in (2, 0)]
-    assert not SparseTileIndex(table(corners, (8, 6)), 40).overlapping
-    assert SparseTileIndex(table([*corners, (1, 0)], (8, 6)), 40).overlapping
+    assert not SparseTileIndex(table(corners), (8, 6), 40).overlapping
+    assert SparseTileIndex(table([*corners, (1, 0)]), (8, 6), 40).overlapping
 
 
 def test_numbers_beyond_32_bits() -> None:
     """98,816 x 199,168 pixels, a recorded slide, in tiles of one pixel."""
     index = FullTileIndex(1, 1, 98_816, 0, whole(98_816 * 199_168))
-    assert rows_of(index.tiles_in(Rectangle(98_815, 199_167, 1, 1))) == [
+    assert rows_of(index.tiles_in(Rectangle(98_815, 199_167, 1, 1)), (1, 1)) == [
         (5, 98_816 * 199_168 - 1, 98_815, 199_167),
     ]
 
@@ -123,9 +121,11 @@ def test_frames_are_numbered_across_the_parts(parts: list[tuple[int, int]], data
         place_of.update((offset + n, (5 + member, n)) for n in range(count))
         offset += count
     frames = concatenation(*placed)
-    wanted = data.draw(st.lists(st.sampled_from(sorted(place_of)), max_size=10))
-    instances, within = frames.locate(np.array(wanted, np.int64))
-    assert list(zip(instances.tolist(), within.tolist(), strict=True)) == [place_of[n] for n in wanted]
-    lost = data.draw(st.sampled_from([n for n in range(offset + 3) if n not in place_of]))
-    with pytest.raises(MetadataError, match=rf"^Frame {lost + 1} of concatenation 1\.2 is in none"):
-        frames.locate(np.array([*wanted, lost]))
+    start = data.draw(st.integers(0, offset + 2))
+    stop = data.draw(st.integers(start, offset + 3))
+    lost = [n for n in range(start, stop) if n not in place_of]
+    if lost:
+        with pytest.raises(MetadataError, match=rf"^Frame {lost[0] + 1} of concatenation 1\.2 is in none"):
+            frames.run(start, stop)
+    else:
+        assert frames.run(start, stop) == [place_of[n] for n in range(start, stop)]

@@ -62,7 +62,7 @@ LAYERS = {
         ("export", "patches.batches", "patches.cost", "patches.order"),
         ("patches.layout", "patches.tissue", "patches.values"),
     ),
-    "run": (("content",), ("opening", "reader", "regions"), ("stream",)),
+    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream")),
     "I/O": (
         ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval", "sources.store"),
@@ -85,7 +85,7 @@ LAYERS = {
     ),
     "base": (
         ("wsiweb",),
-        ("errors", "geometry", "options", "sources", "sources.base", "stats", "transfer_syntaxes"),
+        ("errors", "geometry", "memory", "options", "sources", "sources.base", "stats", "transfer_syntaxes"),
     ),
 }
 """Rows from the top down: a module imports only from rows below its own."""

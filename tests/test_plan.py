@@ -156,9 +156,9 @@ def sparse_slides(draw: st.DrawFn) -> Slide:
 
 def coverage(plan: ReadPlan) -> Array:
     """Count how often a plan writes each pixel of its output."""
-    place = plan.placements
     counts = np.zeros(plan.shape[:2], int)
-    for tx, ty, w, h in zip(place.target_x, place.target_y, place.width, place.height, strict=True):
+    for row in range(len(plan.keys)):
+        _, _, tx, ty, w, h = plan.place(row)
         assert min(tx, ty) >= 0
         assert min(w, h) > 0
         assert tx + w <= plan.shape[1]
@@ -201,8 +201,10 @@ def check(slide: Slide, region: Rectangle, *, exactly_once: bool) -> None:
         for row, key in enumerate(plan.keys):
             x, y = corner_of[key]
             visible = min(slide.tile[0], slide.size[0] - x), min(slide.tile[1], slide.size[1] - y)
-            assert plan.placements.visible[row] == visible
-        array = stitch.canvas(plan)
+            assert plan.visible(row) == visible
+        array = np.empty(plan.shape, plan.dtype)
+        if not plan.covered:
+            stitch.fill(array, plan)
         assert (array.shape, array.dtype.name) == ((region.h, region.w), "uint16")
         rows = range(len(plan.keys)) if plan.ordered else reversed(range(len(plan.keys)))
         for row in rows:
@@ -230,7 +232,9 @@ def test_stacked_channels(slide: Slide, region: Rectangle) -> None:
     (level,) = pyramid.levels
     names = [channel for channel in slide.frames if channel[1] == 0.0]
     plan = plan_read(level, [pyramid.channels[0, *name] for name in names], region, stacked=True)
-    array = stitch.canvas(plan)
+    array = np.empty(plan.shape, plan.dtype)
+    if not plan.covered:
+        stitch.fill(array, plan)
     assert array.shape == (region.h, region.w, len(names))
     assert plan.covered == level.bounds.contains(region)
     for row, key in enumerate(plan.keys):

@@ -225,5 +225,6 @@ def test_a_frame_that_does_not_exist_is_named(synthetic: SlideMaker, name: str, 
         assert "132" in str(caught.value)
         assert truth.levels[0].instance_uids[0] in str(caught.value)
         assert caught.value.status in (400, 404)
-        assert server.count("frames") - before == BAD_FRAME_REQUESTS[name]
+        # Whoever has not begun when the frame is found bad does not.
+        assert 1 <= server.count("frames") - before <= BAD_FRAME_REQUESTS[name]
         read(slide, truth, (640, 432, 60, 90))  # the others of the list

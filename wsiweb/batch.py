@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -28,29 +28,32 @@ class Batch:
 
 
 def batch_frames(keys: Iterable[FrameKey], *, requests: int, max_frames: int) -> list[Batch]:
-    """Group frames by instance, ascending, spread over some requests.
+    """Group frames by instance, spread over some requests; what is wanted first comes with the first of them.
 
     Parameters
     ----------
     keys
-        Frames to ask for, each once, in any order.
+        Frames to ask for, each once, in the order in which they are wanted.
     requests
         Over how many to spread them, where they are not too few for that, or too many.
     max_frames
         Of one request.
     """
-    ordered = sorted(keys)
-    spread = SMALL_READ_FRAMES if len(ordered) <= SMALL_READ_FRAMES else -(-len(ordered) // requests)
+    wanted: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    count = 0
+    for count, (instance_index, frame_index) in enumerate(keys, 1):
+        wanted[instance_index].append((count, frame_index))
+    spread = SMALL_READ_FRAMES if count <= SMALL_READ_FRAMES else -(-count // requests)
     size = min(spread, max_frames)
     batches = []
-    for instance_index, group in groupby(ordered, key=itemgetter(0)):
+    for instance_index, group in wanted.items():
         indices = [frame_index for _, frame_index in group]
         start = 0
         while start < len(indices):
             stop = _stop(indices, start, min(start + size, len(indices)))
-            batches.append(Batch(instance_index, tuple(indices[start:stop])))
+            batches.append((group[start][0], Batch(instance_index, tuple(sorted(indices[start:stop])))))
             start = stop
-    return batches
+    return [batch for _, batch in sorted(batches, key=itemgetter(0))]
 
 
 def _stop(indices: list[int], start: int, stop: int) -> int:

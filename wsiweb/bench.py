@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from wsiweb.pyramid import Level
     from wsiweb.regions import Region
-    from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch, FrameSource, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch, FrameSource, JsonDataset, Preview
     from wsiweb.stats import ReadStats
 
     Pixels = npt.NDArray[Any]
@@ -153,8 +153,10 @@ class _RecordingSource:
     def metadata(self) -> list[JsonDataset]:
         return self.inner.metadata()
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
-        for frame in self.inner.fetch(batch, cancellation):
+    def fetch(
+        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
+    ) -> Iterator[EncodedFrame]:
+        for frame in self.inner.fetch(batch, cancellation, preview):
             if len(self.sample) < _SAMPLED_FRAMES:
                 self.sample.append((batch, frame))
             yield frame

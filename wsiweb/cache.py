@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound="Hashable")
 Value = TypeVar("Value")
+
+
+_DROPPED_KEYS = 8192
+"""How many of the values that were dropped last are remembered by their keys."""
+_GROWTH = 4
+"""How many like it are given more room for one that was dropped too early."""
 
 
 class AbandonedError(Exception):
@@ -44,6 +51,69 @@ class ByteCache(Generic[Key, Value]):
             self._cache.pop(key, None)
 
 
+class Keep(enum.Enum):
+    """What becomes of a value once those who wait for it have it."""
+
+    NOT = enum.auto()
+    ON_TRIAL = enum.auto()
+    """It stays for a while, and for good if it is asked for again."""
+    YES = enum.auto()
+
+
+class TrialCache(Generic[Key, Value]):
+    """A byte-budgeted LRU cache in which a long pass over much does not drive out what is used again and again.
+
+    What is put on trial has a part of the budget for itself; a second use takes it out of there. Where values turn out
+    to have been dropped too early, their part grows, up to all there is. After the 2Q and ARC caches (Johnson and
+    Shasha, VLDB 1994; Megiddo and Modha, FAST 2003). To be used under a lock.
+
+    The part is small because memory that was just let go is the cheapest there is to fill anew.
+    """
+
+    def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
+        self._budget_bytes = budget_bytes
+        self._trial_bytes = budget_bytes // 8
+        self._size_of = size_of
+        self._kept: LRUCache[Key, Value] = LRUCache(budget_bytes, getsizeof=size_of)
+        self._on_trial: LRUCache[Key, Value] = LRUCache(budget_bytes, getsizeof=size_of)
+        self._dropped: LRUCache[Key, None] = LRUCache(_DROPPED_KEYS)
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value, and note its use."""
+        value = self._kept.get(key)
+        if value is None and (value := self._on_trial.pop(key, None)) is not None:
+            self._put(key, value)
+        return value
+
+    def put(self, key: Key, value: Value, keep: Keep) -> None:
+        """Keep a value, at the cost of the least recently used ones; not if it is larger than the whole budget."""
+        size = self._size_of(value)
+        if keep is Keep.NOT or size > self._budget_bytes:
+            return
+        if key in self._dropped:
+            del self._dropped[key]
+            self._trial_bytes = min(self._trial_bytes + _GROWTH * size, self._budget_bytes)
+            keep = Keep.YES
+        if keep is Keep.YES or key in self._kept:
+            self._on_trial.pop(key, None)
+            self._put(key, value)
+        else:
+            self._on_trial[key] = value
+            while self._on_trial.currsize > max(self._trial_bytes, size):
+                self._drop()
+            while self._kept.currsize + self._on_trial.currsize > self._budget_bytes:
+                self._kept.popitem()
+
+    def _put(self, key: Key, value: Value) -> None:
+        self._kept[key] = value
+        while self._on_trial and self._kept.currsize + self._on_trial.currsize > self._budget_bytes:
+            self._drop()
+
+    def _drop(self) -> None:
+        key, _ = self._on_trial.popitem()
+        self._dropped[key] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim(Generic[Key, Value]):
     """What became of a wish for several keys."""
@@ -55,13 +125,13 @@ class Claim(Generic[Key, Value]):
 
 
 class SingleFlightCache(Generic[Key, Value]):
-    """A ``ByteCache`` in which a missing value is produced once, however many threads want it.
+    """A ``TrialCache`` in which a missing value is produced once, however many threads want it.
 
     Nobody blocks here: who claims is told of each value through a listener, from whatever thread produced it.
     """
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
-        self._values: ByteCache[Key, Value] = ByteCache(budget_bytes, size_of)
+        self._values: TrialCache[Key, Value] = TrialCache(budget_bytes, size_of)
         self._lock = threading.Lock()
         self._listeners: dict[Key, list[Callable[[Key, Value | None, BaseException | None], None]]] = {}
 
@@ -85,11 +155,10 @@ class SingleFlightCache(Generic[Key, Value]):
                     waiting.append(listener)
         return Claim(hits, ours)
 
-    def resolve(self, key: Key, value: Value, *, keep: bool) -> None:
+    def resolve(self, key: Key, value: Value, keep: Keep) -> None:
         """Deliver a value to all who wait for it, and keep it if so asked."""
         with self._lock:
-            if keep:
-                self._values.put(key, value)
+            self._values.put(key, value, keep)
             listeners = self._listeners.pop(key, [])
         for listener in listeners:
             listener(key, value, None)

@@ -16,12 +16,15 @@ from wsiweb.colour import ybr_full_to_rgb
 from wsiweb.errors import DecodeError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from wsiweb.metadata import PixelFormat
     from wsiweb.sources.base import EncodedFrame
 
     Pixels = npt.NDArray[Any]
+    Empty = Callable[[tuple[int, ...], npt.DTypeLike], Pixels]
 
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", EXPLICIT_BIG_ENDIAN})
@@ -36,7 +39,12 @@ class TruncatedFrameError(DecodeError):
 
 
 def decode(
-    frame: EncodedFrame, pixels: PixelFormat, *, transfer_syntax_uid: str | None, visible: tuple[int, int]
+    frame: EncodedFrame,
+    pixels: PixelFormat,
+    *,
+    transfer_syntax_uid: str | None,
+    visible: tuple[int, int],
+    empty: Empty = np.empty,
 ) -> Pixels:
     """Decode a frame.
 
@@ -50,6 +58,8 @@ def decode(
         Of the instance as stored, where known; what came with the frame goes before it.
     visible
         (width, height) of the part of the tile that lies inside the level: an edge tile may be cropped to it.
+    empty
+        Makes the array, where the decoder does not bring its own.
 
     Returns
     -------
@@ -73,7 +83,7 @@ def decode(
     if syntax not in NATIVE or raw_length is None:
         stream = inspect(frame.data)
     if stream is not None:
-        image = _decode_stream(frame.data, stream, pixels, visible)
+        image = _decode_stream(frame.data, stream, pixels, visible, empty)
     elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
         image = _decode_rle(frame.data, pixels)
     elif raw_length is not None:
@@ -124,7 +134,9 @@ def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exceptio
     )
 
 
-def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible: tuple[int, int]) -> Pixels:
+def _decode_stream(
+    data: bytes, stream: Codestream, pixels: PixelFormat, visible: tuple[int, int], empty: Empty
+) -> Pixels:
     """Check size and end before the decoder sees the bytes, so that a hostile header allocates nothing."""
     if stream.width is not None and stream.height is not None:
         _check_size(stream.width, stream.height, pixels, visible)
@@ -134,7 +146,7 @@ def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible
         raise UnsupportedError(f"A {stream.coding.value} frame of {stream.components} components is not read.")
     try:
         if not stream.holds_jpeg:
-            return _call_decoder(data, stream, pixels)
+            return _call_decoder(data, stream, pixels, empty)
         jpeg = _jpeg_within(data)  # so that the pixels, and the rules of colour, are those of the JPEG
         inner = inspect(jpeg)
     except (DecodeError, UnsupportedError):
@@ -143,7 +155,7 @@ def _decode_stream(data: bytes, stream: Codestream, pixels: PixelFormat, visible
         raise TruncatedFrameError(f"The {stream.coding.value} code stream does not decode: {error}") from error
     if inner is None or inner.holds_jpeg:
         raise DecodeError("The JPEG XL code stream claims to hold a JPEG, and does not.")
-    return _decode_stream(jpeg, inner, pixels, visible)
+    return _decode_stream(jpeg, inner, pixels, visible, empty)
 
 
 def _jpeg_within(data: bytes) -> bytes:
@@ -152,7 +164,7 @@ def _jpeg_within(data: bytes) -> bytes:
     return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
 
 
-def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixels:
+def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: Empty) -> Pixels:
     """Call the decoder for the coding, and undo a colour transform that it leaves in."""
     import imagecodecs  # noqa: PLC0415  (its decoders load slowly)
 
@@ -163,10 +175,11 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixel
             transformed = stream.colour_transformed
             if transformed is None or pixels.photometric_forced:
                 transformed = pixels.photometric != "RGB"
-            image = imagecodecs.jpeg8_decode(data, colorspace="YCBCR" if transformed else "RGB", outcolorspace="RGB")
+            space = "YCBCR" if transformed else "RGB"
+            image = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="RGB", out=_target(stream, empty))
             transformed = False
         case Coding.JPEG:
-            image = imagecodecs.jpeg8_decode(data)
+            image = imagecodecs.jpeg8_decode(data, out=_target(stream, empty))
             transformed = False
         case Coding.JPEG_LOSSLESS:
             image = imagecodecs.jpeg8_decode(data)
@@ -188,6 +201,13 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat) -> Pixel
     if transformed and image.ndim == 3 and image.dtype == np.uint8:
         return ybr_full_to_rgb(image)
     return image
+
+
+def _target(stream: Codestream, empty: Empty) -> Pixels | None:
+    """Return an array to decode a JPEG into; None where the decoder had better find out."""
+    if stream.bits != 8 or not stream.width or not stream.height:
+        return None
+    return empty((stream.height, stream.width, *((3,) if stream.components == 3 else ())), np.uint8)
 
 
 def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:

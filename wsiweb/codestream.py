@@ -30,6 +30,8 @@ class Codestream:
     """None where the header does not tell."""
     height: int | None = None
     components: int | None = None
+    bits: int | None = None
+    """Of a sample; told for JPEG only."""
     colour_transformed: bool | None = None
     """Whether components are YCbCr (JPEG) or a multiple component transform was used (JPEG 2000). None: unsaid."""
     holds_jpeg: bool = False
@@ -102,7 +104,7 @@ def _inspect_jpeg(data: bytes) -> Codestream:
 def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:
     """Walk the markers up to the start of scan (ITU-T T.81 B.1); return where that is, too."""
     position, end = 2, len(data)
-    frame: tuple[Coding, int, int, bytes] | None = None
+    frame: tuple[Coding, int, int, int, bytes] | None = None
     adobe_transform: int | None = None
     jfif = False
     while position + 4 <= end:
@@ -120,7 +122,7 @@ def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:
             coding = Coding.JPEG_LOSSLESS if marker in _SOF_LOSSLESS else Coding.JPEG
             coding = Coding.JPEG_LS if marker == _SOF_JPEG_LS else coding
             height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-            frame = coding, width, height, body[6:]
+            frame = coding, width, height, body[0], body[6:]
         elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe_transform = body[11]
         elif marker == 0xE0 and body[:5] == b"JFIF\x00":
@@ -130,12 +132,12 @@ def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:
         position += 2 + length
     if frame is None:
         return Codestream(Coding.JPEG), position
-    coding, width, height, components = frame
+    coding, width, height, bits, components = frame
     count = len(components) // 3
     transformed = None
     if count == 3:
         transformed = _is_ycbcr(adobe_transform, jfif=jfif, components=components)
-    return Codestream(coding, width, height, count, transformed), position
+    return Codestream(coding, width, height, count, bits, transformed), position
 
 
 _walk_jpeg_head = functools.lru_cache(maxsize=64)(_walk_jpeg)
@@ -172,7 +174,7 @@ def _inspect_jpeg2000(data: bytes) -> Codestream:
         elif marker in (0x90, 0x93, 0xD9):  # the first tile part: the main header is over
             break
         position += 2 + length
-    return Codestream(Coding.JPEG_2000, width, height, components, transformed)
+    return Codestream(Coding.JPEG_2000, width, height, components, colour_transformed=transformed)
 
 
 def _inspect_jpegxl_boxes(data: bytes) -> Codestream:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsiweb import icc as icc_profiles
+from wsiweb.cache import Keep
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import check_region
@@ -68,7 +69,7 @@ def export_png(
         stacked=False,
         profile=profile if to_srgb else None,
         ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
-        keep=False,
+        keep=Keep.NOT,
     )
     with progress_of(progress, region.h, "PNG") as report, _atomic(Path(path)) as stream:
         writer = PngWriter(

@@ -1,12 +1,14 @@
 """Frame indexes: which frames of which instances show a part of a level, and where each lies.
 
-Pure arrays; a lookup costs what it finds, never what the level holds. One index covers one optical path
-and one focal plane of one level.
+Pure; a lookup costs what it finds, never what the level holds. One index covers one optical path and one focal plane of
+one level. What is found are plain tuples: most regions show a dozen tiles, for which numpy takes ten times as long.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,9 +23,17 @@ if TYPE_CHECKING:
     Integers = npt.NDArray[np.int64]
 
 
+FrameKey = tuple[int, int]
+"""(instance index, frame index) within a slide: what caches and requests are keyed by."""
+Box = tuple[int, int, int, int]
+"""(x, y, width, height) of a tile, in pixels of the level."""
+Tiles = tuple[list[FrameKey], list[Box]]
+"""Each frame and where it lies, in the order in which they are to be drawn."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TileTable:
-    """Tiles in columns, one row a tile, in the order in which they are to be drawn."""
+    """Tiles of one size in columns, one row a tile, in the order in which they are to be drawn."""
 
     instance_index: Integers
     """Which of the slide's instances."""
@@ -33,8 +43,6 @@ class TileTable:
     """Left edge in pixels of the level."""
     y: Integers
     """Top edge in pixels of the level."""
-    tile_width: Integers
-    tile_height: Integers
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -42,11 +50,7 @@ class TileTable:
     @staticmethod
     def concatenate(tables: list[TileTable]) -> TileTable:
         """Return all rows of all tables, in order."""
-        if len(tables) == 1:
-            return tables[0]
-        if not tables:
-            return TileTable(*(np.empty(0, np.int64) for _ in range(6)))
-        names = ("instance_index", "frame_index", "x", "y", "tile_width", "tile_height")
+        names = ("instance_index", "frame_index", "x", "y")
         return TileTable(*(np.concatenate([getattr(table, name) for table in tables]) for name in names))
 
 
@@ -58,7 +62,12 @@ class TileIndex(Protocol):
         """Whether tiles may overlap, so that the order of drawing matters."""
         ...
 
-    def tiles_in(self, region: Rectangle) -> TileTable:
+    @property
+    def gapless(self) -> bool:
+        """Whether there is a tile everywhere."""
+        ...
+
+    def tiles_in(self, region: Rectangle) -> Tiles:
         """Return the tiles that share a pixel with ``region``, which lies within the level."""
         ...
 
@@ -67,36 +76,38 @@ class TileIndex(Protocol):
 class Concatenation:
     """Numbers frames across the instances of a concatenation (PS3.3 C.7.6.16.2.2.4), or in a lone one."""
 
-    instance_indices: Integers
+    instance_indices: tuple[int, ...]
     """The members, by rising offset."""
-    offsets: Integers
+    offsets: tuple[int, ...]
     """ConcatenationFrameOffsetNumber of each."""
-    counts: Integers
+    counts: tuple[int, ...]
     """NumberOfFrames of each."""
     name: str
     """What to call it in a message."""
 
-    def locate(self, frame: Integers) -> tuple[Integers, Integers]:
-        """Return instance index and frame index of 0-based frames of the whole concatenation.
+    def run(self, start: int, stop: int) -> list[FrameKey]:
+        """Return instance and frame index of the 0-based frames from ``start`` up to ``stop`` of the whole.
 
         Raises
         ------
         MetadataError
             A frame is in none of the parts.
         """
-        if len(self.offsets) == 1:
-            part = np.zeros_like(frame)
-        else:
-            part = np.maximum(np.searchsorted(self.offsets, frame, side="right") - 1, 0)
-        within = frame - self.offsets[part]
-        lost = (within < 0) | (within >= self.counts[part])
-        if lost.any():
-            raise MetadataError(
-                f"Frame {int(frame[lost][0]) + 1} of {self.name} is in none of the instances of the series: "
-                f"they hold {int(self.counts.sum())} frames from offsets {self.offsets.tolist()}. "
-                f"A part of a concatenation is missing, or NumberOfFrames is wrong."
-            )
-        return self.instance_indices[part], within
+        keys: list[FrameKey] = []
+        while start < stop:
+            part = bisect_right(self.offsets, start) - 1
+            end = self.offsets[part] + self.counts[part]
+            if part < 0 or start >= end:
+                raise MetadataError(
+                    f"Frame {start + 1} of {self.name} is in none of the instances of the series: "
+                    f"they hold {sum(self.counts)} frames from offsets {list(self.offsets)}. "
+                    f"A part of a concatenation is missing, or NumberOfFrames is wrong."
+                )
+            end = min(end, stop)
+            offset = self.offsets[part]
+            keys += zip(repeat(self.instance_indices[part]), range(start - offset, end - offset))
+            start = end
+        return keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,21 +122,20 @@ class FullTileIndex:
     """0-based number of this plane's and path's first frame in the concatenation."""
     frames: Concatenation
     overlapping: bool = False
+    gapless: bool = True
 
-    def tiles_in(self, region: Rectangle) -> TileTable:
+    def tiles_in(self, region: Rectangle) -> Tiles:
         """Return the tiles that share a pixel with ``region``, which lies within the level."""
-        columns = np.arange(region.x // self.tile_width, -(-region.right // self.tile_width))
-        rows = np.arange(region.y // self.tile_height, -(-region.bottom // self.tile_height))
-        frame = (self.first_frame + rows[:, None] * self.grid_columns + columns).ravel()
-        instance_index, frame_index = self.frames.locate(frame)
-        return TileTable(
-            instance_index=instance_index,
-            frame_index=frame_index,
-            x=np.tile(columns * self.tile_width, len(rows)),
-            y=np.repeat(rows * self.tile_height, len(columns)),
-            tile_width=np.full(len(frame), self.tile_width),
-            tile_height=np.full(len(frame), self.tile_height),
-        )
+        width, height = self.tile_width, self.tile_height
+        first, last = region.x // width, (region.right - 1) // width
+        lefts = range(first * width, last * width + 1, width)
+        keys: list[FrameKey] = []
+        boxes: list[Box] = []
+        for row in range(region.y // height, (region.bottom - 1) // height + 1):
+            frame = self.first_frame + row * self.grid_columns
+            keys += self.frames.run(frame + first, frame + last + 1)
+            boxes += zip(lefts, repeat(row * height), repeat(width), repeat(height))
+        return keys, boxes
 
 
 class SparseTileIndex:
@@ -136,11 +146,11 @@ class SparseTileIndex:
     """
 
     __slots__ = ("_buckets_across", "_key", "_rank", "_tiles", "overlapping", "tile_height", "tile_width")
+    gapless = False
 
-    def __init__(self, tiles: TileTable, level_width: int) -> None:
-        """Index ``tiles``, all of one size, in rising frame order."""
-        self.tile_width = int(tiles.tile_width[0])
-        self.tile_height = int(tiles.tile_height[0])
+    def __init__(self, tiles: TileTable, tile_size: tuple[int, int], level_width: int) -> None:
+        """Index ``tiles``, in rising frame order."""
+        self.tile_width, self.tile_height = tile_size
         # One more bucket on each side, for tiles that begin left of the level or end right of it.
         self._buckets_across = level_width // self.tile_width + 3
         tiles = _without_covered(tiles)
@@ -158,7 +168,7 @@ class SparseTileIndex:
     def _bucket_key(self, column: Integers, row: Integers) -> Integers:
         return row * self._buckets_across + np.clip(column + 1, 0, self._buckets_across - 1)
 
-    def tiles_in(self, region: Rectangle) -> TileTable:
+    def tiles_in(self, region: Rectangle) -> Tiles:
         """Return the tiles that share a pixel with ``region``, which lies within the level."""
         rows = np.arange(region.y // self.tile_height - 1, (region.bottom - 1) // self.tile_height + 1)
         first = self._bucket_key(np.full_like(rows, region.x // self.tile_width - 1), rows)
@@ -175,7 +185,10 @@ class SparseTileIndex:
         )
         # Where frames overlap, the higher frame number wins: it is drawn later.
         shown = np.flatnonzero(touching)
-        return _rows(tiles, shown[np.argsort(self._rank[found[shown]])])
+        tiles = _rows(tiles, shown[np.argsort(self._rank[found[shown]])])
+        keys = zip(tiles.instance_index.tolist(), tiles.frame_index.tolist(), strict=True)
+        boxes = zip(tiles.x.tolist(), tiles.y.tolist(), repeat(self.tile_width), repeat(self.tile_height))
+        return list(keys), list(boxes)
 
 
 def _without_covered(tiles: TileTable) -> TileTable:
@@ -190,6 +203,4 @@ def _rows(tiles: TileTable, rows: npt.NDArray[np.intp]) -> TileTable:
         tiles.frame_index[rows],
         tiles.x[rows],
         tiles.y[rows],
-        tiles.tile_width[rows],
-        tiles.tile_height[rows],
     )

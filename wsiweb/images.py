@@ -147,9 +147,9 @@ def _full_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[Ch
                 f"concatenation, and overlap: the first ends with frame {end}, the second begins with {offset + 1}."
             )
     frames = Concatenation(
-        instance_indices=np.array(members, np.int64),
-        offsets=np.array(offsets, np.int64),
-        counts=np.array([part.number_of_frames for part in parts], np.int64),
+        instance_indices=tuple(members),
+        offsets=tuple(offsets),
+        counts=tuple(part.number_of_frames for part in parts),
         name=f"concatenation {lead.concatenation_uid}" if concatenated else f"instance {lead.address.instance_uid}",
     )
     indexes: dict[ChannelKey, TileIndex] = {}
@@ -189,11 +189,12 @@ def _sparse_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[
                     frame_index=frame_index,
                     x=positions.x[frame_index],
                     y=positions.y[frame_index],
-                    tile_width=np.full(count, lead.pixels.columns),
-                    tile_height=np.full(count, lead.pixels.rows),
                 )
             )
-    return {key: SparseTileIndex(TileTable.concatenate(tables), lead.matrix_width) for key, tables in rows.items()}
+    size = lead.pixels.columns, lead.pixels.rows
+    return {
+        key: SparseTileIndex(TileTable.concatenate(tables), size, lead.matrix_width) for key, tables in rows.items()
+    }
 
 
 def plane_key(plane_um: float) -> float:

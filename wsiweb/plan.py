@@ -1,18 +1,16 @@
-"""``plan_read``: a region becomes the minimal set of frames and the place where each lands. Pure.
-
-Plans are columns, not objects: a band of a large slide has tens of thousands of tiles.
-"""
+"""``plan_read``: a region becomes the minimal set of frames and the place where each lands. Pure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsiweb.errors import RegionError
-from wsiweb.frames import TileTable
+from wsiweb.frames import Box, FrameKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,26 +19,7 @@ if TYPE_CHECKING:
     from wsiweb.images import Channel
     from wsiweb.pyramid import Level
 
-FrameKey = tuple[int, int]
-"""(instance index, frame index) within a slide: what caches and requests are keyed by."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Placements:
-    """Where each frame's pixels go, in columns of one row a frame; drawn in this order."""
-
-    source_x: list[int]
-    """Left edge of the part to copy, in pixels of the tile."""
-    source_y: list[int]
-    target_x: list[int]
-    """Left edge of the part to fill, in pixels of the output."""
-    target_y: list[int]
-    width: list[int]
-    height: list[int]
-    visible: list[tuple[int, int]]
-    """(width, height) of the tile's part inside the level: what a cropped edge tile must have."""
-    channel: list[int]
-    """Index along the output's last axis, where channels are stacked."""
+__all__ = ["FrameKey", "ReadPlan", "check_region", "plan_read"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,12 +31,17 @@ class ReadPlan:
     dtype: np.dtype[Any]
     background: tuple[int, ...]
     """Value of what no frame shows, one a sample (or a stacked channel)."""
-    stacked: bool
-    """Whether the last axis is optical paths."""
     keys: list[FrameKey]
-    """The frames needed, each once."""
-    placements: Placements
-    """One row for each key."""
+    """The frames needed, each once, in the order in which they are drawn."""
+    boxes: list[Box]
+    """Where each lies in the level."""
+    channel_of: list[int] | None
+    """Index of each along the output's last axis, where that is optical paths."""
+    origin: tuple[int, int]
+    """(x, y) of the output in the level."""
+    inside: tuple[int, int, int, int]
+    """(left, top, right, bottom) of the region's part inside the level."""
+    level_size: tuple[int, int]
     covered: bool
     """Whether frames fill every pixel, so that the background need not be painted."""
     ordered: bool
@@ -67,6 +51,24 @@ class ReadPlan:
     def output_bytes(self) -> int:
         """Size of the output."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def area(self) -> int:
+        """Pixels that frames fill; those of overlapping ones count for each."""
+        return sum(math.prod(self.place(row)[4:]) for row in range(len(self.keys)))
+
+    def visible(self, row: int) -> tuple[int, int]:
+        """Return (width, height) of a tile's part inside the level: what a cropped edge tile must have."""
+        x, y, width, height = self.boxes[row]
+        return min(width, self.level_size[0] - x), min(height, self.level_size[1] - y)
+
+    def place(self, row: int) -> tuple[int, int, int, int, int, int]:
+        """Return (x, y) of the part to copy in a tile, (x, y) of the part to fill in the output, width and height."""
+        x, y, width, height = self.boxes[row]
+        left, top, right, bottom = self.inside
+        x0, y0 = max(x, left), max(y, top)
+        x1, y1 = min(x + width, right), min(y + height, bottom)
+        return x0 - x, y0 - y, x0 - self.origin[0], y0 - self.origin[1], x1 - x0, y1 - y0
 
 
 def check_region(region: Rectangle, bounds: Rectangle, *, where: str, itemsize: int, max_region_bytes: int) -> None:
@@ -109,17 +111,17 @@ def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, s
         A frame that the region needs is in none of the slide's instances.
     """
     inside = region.intersection(level.bounds)
-    tables = [[index.tiles_in(inside) for index in channel.tiles] for channel in channels if not inside.empty]
-    flat = [table for group in tables for table in group]
-    tiles = TileTable.concatenate(flat)
-    x0 = np.maximum(tiles.x, inside.x)
-    y0 = np.maximum(tiles.y, inside.y)
-    width = np.minimum(tiles.x + tiles.tile_width, inside.right) - x0
-    height = np.minimum(tiles.y + tiles.tile_height, inside.bottom) - y0
-    ordered = any(len(channel.tiles) > 1 or channel.tiles[0].overlapping for channel in channels)
-    covered = not ordered and int((width * height).sum()) == region.w * region.h * len(channels)
-    visible_width = np.minimum(tiles.tile_width, level.width - tiles.x)
-    visible_height = np.minimum(tiles.tile_height, level.height - tiles.y)
+    keys: list[FrameKey] = []
+    boxes: list[Box] = []
+    channel_of: list[int] = []
+    for number, channel in enumerate(channels if not inside.empty else ()):
+        for index in channel.tiles:
+            found, places = index.tiles_in(inside)
+            keys += found
+            boxes += places
+            channel_of += repeat(number, len(found))
+    indexes = [index for channel in channels for index in channel.tiles]
+    ordered = len(indexes) > len(channels) or any(index.overlapping for index in indexes)
     lead = channels[0]
     shape: tuple[int, ...] = (region.h, region.w)
     if stacked:
@@ -127,22 +129,19 @@ def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, s
     elif lead.colour:
         shape += (3,)
     background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
-    return ReadPlan(
+    plan = ReadPlan(
         shape=shape,
-        dtype=np.result_type(*(channel.dtype for channel in channels)),
+        dtype=lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels)),
         background=background,
-        stacked=stacked,
-        keys=list(zip(tiles.instance_index.tolist(), tiles.frame_index.tolist(), strict=True)),
-        placements=Placements(
-            source_x=(x0 - tiles.x).tolist(),
-            source_y=(y0 - tiles.y).tolist(),
-            target_x=(x0 - region.x).tolist(),
-            target_y=(y0 - region.y).tolist(),
-            width=width.tolist(),
-            height=height.tolist(),
-            visible=list(zip(visible_width.tolist(), visible_height.tolist(), strict=True)),
-            channel=[n for n, group in enumerate(tables) for table in group for _ in range(len(table))],
-        ),
-        covered=covered,
+        keys=keys,
+        boxes=boxes,
+        channel_of=channel_of if stacked else None,
+        origin=(region.x, region.y),
+        inside=(inside.x, inside.y, inside.right, inside.bottom),
+        level_size=level.size,
+        covered=not ordered and inside == region and all(index.gapless for index in indexes),
         ordered=ordered,
     )
+    if ordered or plan.covered:
+        return plan
+    return replace(plan, covered=plan.area == region.w * region.h * len(channels))

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiweb.batch import Batch, batch_frames
-from wsiweb.cache import AbandonedError, ByteCache, SingleFlightCache
+from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
 from wsiweb.codecs import TruncatedFrameError, decode
 from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
+from wsiweb.guesses import Allowance, Guesses
+from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
 from wsiweb.stream import Stream
 
@@ -40,6 +42,8 @@ Result = TypeVar("Result")
 
 _CLOSING_SECONDS = 1.0
 """How long ``close`` waits for fetch threads, which mostly stop at once."""
+_EARLY_BYTES = 64 << 20
+"""Of tiles decoded before it is certain which they are; they wait for the end of an answer."""
 _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
 
@@ -59,6 +63,7 @@ class Workers:
         self._threads = threads
         self._lock = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
+        self._spare: deque[Callable[[], None]] = deque()
         self._working = 0
         self._closed = False
 
@@ -74,10 +79,17 @@ class Workers:
             self._wake(1)
             self._jobs.append(job)
 
+    def add_spare(self, job: Callable[[], None]) -> None:
+        """Have a job done when there is no other, if at all."""
+        with self._lock:
+            if not self._closed:
+                self._wake(1)
+                self._spare.append(job)
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Do what the builtin does, in these threads and before all other jobs."""
         todo = [(Future[Result](), item) for item in items]
-        jobs = [functools.partial(_fulfil, future, function, item) for future, item in todo]
+        jobs = [functools.partial(_fulfil, future, functools.partial(function, item)) for future, item in todo]
         with self._lock:
             self._wake(len(jobs))
             self._jobs.extendleft(reversed(jobs))
@@ -100,16 +112,16 @@ class Workers:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._jobs:
+                if not self._jobs and (self._closed or not self._spare):
                     self._working -= 1
                     return
-                job = self._jobs.popleft()
+                job = (self._jobs or self._spare).popleft()
             job()
 
 
-def _fulfil(future: Future[Result], function: Callable[[Item], Result], item: Item) -> None:
+def _fulfil(future: Future[Result], function: Callable[[], Result]) -> None:
     try:
-        future.set_result(function(item))
+        future.set_result(function())
     except BaseException as error:  # noqa: BLE001  (it is for who asks for the result)
         future.set_exception(error)
 
@@ -119,8 +131,8 @@ class Errand:
     """One read under way."""
 
     cancellation: Cancellation
-    keep: bool
-    """Whether what it fetches and decodes goes into the caches."""
+    keep: Keep
+    """What becomes of the tiles that it decodes; the encoded frames of those that are not kept are not either."""
 
 
 class Reader:
@@ -131,6 +143,7 @@ class Reader:
         self.options = options
         self.stats = source.stats
         self.process_id = os.getpid()
+        self.memory = ArrayPool()
         self._instances = instances
         self._closed = False
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
@@ -146,18 +159,19 @@ class Reader:
         self._fetchers = ThreadPoolExecutor(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
         self._fetching: set[Future[None]] = set()
+        self._early = Allowance(_EARLY_BYTES)
 
     def stream(
         self,
         plans: Iterable[tuple[ReadPlan, Pixels | None]],
         *,
         ahead_bytes: int | None = None,
-        keep: bool = True,
+        keep: Keep = Keep.YES,
     ) -> Stream:
         """Run many plans, each into the array given with it or a new one; iterates over the arrays in order.
 
         Plans are drawn, and frames fetched and decoded, ahead of the consumer within ``ahead_bytes``
-        (``ReadOptions.readahead_bytes`` by default). Without ``keep`` the caches are read but not filled.
+        (``ReadOptions.readahead_bytes`` by default). The caches are read in any case, and filled as ``keep`` says.
         """
         return Stream(self, plans, self.options.readahead_bytes if ahead_bytes is None else ahead_bytes, keep=keep)
 
@@ -201,7 +215,7 @@ class Reader:
 
     # The parts that a stream uses -----------------------------------------------------------------
 
-    def begin(self, *, keep: bool) -> Errand:
+    def begin(self, keep: Keep) -> Errand:
         """Register a read, so that ``close`` can stop it."""
         errand = Errand(Cancellation(), keep)
         with self._lock:
@@ -292,59 +306,85 @@ class Reader:
         """Fetch one batch; runs in a fetch thread. Every key is handed on, failed or abandoned."""
         instance = self._instances[batch.instance_index]
         left = dict(wanted)
+
+        def attempt(frame: EncodedFrame) -> Pixels | BaseException:
+            key = (batch.instance_index, frame.frame_number - 1)
+            return self._attempt(key, frame, wanted[key], errand)
+
+        guesses = Guesses(attempt, self._decoders.add_spare, self._early, instance.frame_bytes)
         try:
             if errand.cancellation.cancelled:
                 return
             numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
             request = instance.batch(numbers, fresh=again)
-            for frame in self.source.fetch(request, errand.cancellation):
+            for frame in self.source.fetch(request, errand.cancellation, guesses.preview):
                 key = (batch.instance_index, frame.frame_number - 1)
                 visible = left.pop(key)
                 self.stats.add(**{"disk_hits" if frame.from_disk else "frames": 1})
-                if errand.keep:
+                if errand.keep is not Keep.NOT:
                     self._frames.put(key, frame)
-                self._submit_decode(key, frame, visible, errand, again=again)
+                conclude = functools.partial(self._conclude, key, frame, visible, errand, again=again)
+                if not guesses.confirm(frame, conclude):
+                    self._submit_decode(key, frame, visible, errand, again=again)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 for key in left:
                     self._tiles.fail(key, error)
                 left.clear()
         finally:
+            guesses.close()
             self.abandon(left)
 
     def _decode(
+        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, *, again: bool
+    ) -> None:
+        """Decode one frame; runs in a decode thread."""
+        self._conclude(key, frame, visible, errand, self._attempt(key, frame, visible, errand), again=again)
+
+    def _attempt(
+        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand
+    ) -> Pixels | BaseException:
+        if errand.cancellation.cancelled:
+            return AbandonedError()
+        instance = self._instances[key[0]]
+        try:
+            return decode(
+                frame,
+                instance.pixels,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+                visible=visible,
+                empty=self.memory.empty,
+            )
+        except BaseException as error:  # noqa: BLE001  (a MemoryError, say: the caller shall have it)
+            return error
+
+    def _conclude(
         self,
         key: FrameKey,
         frame: EncodedFrame,
         visible: tuple[int, int],
         errand: Errand,
+        outcome: Pixels | BaseException,
         *,
         again: bool,
     ) -> None:
-        """Decode one frame; runs in a decode thread. The key is resolved, failed, abandoned or fetched again."""
-        if errand.cancellation.cancelled:
-            self.abandon((key,))
-            return
-        instance_index, frame_index = key
-        instance = self._instances[instance_index]
-        try:
-            tile = decode(frame, instance.pixels, transfer_syntax_uid=instance.transfer_syntax_uid, visible=visible)
-        except (DecodeError, UnsupportedError) as error:
-            self._frames.discard(key)
-            # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
-            doubtful = frame.from_disk or (isinstance(error, TruncatedFrameError) and self.source.remote)
-            if doubtful and not again:
-                self.stats.add(retries=1)
-                batch = Batch(instance_index, (frame_index,))
-                self._submit_fetch(batch, {key: visible}, errand, again=True)
-                return
-            self._tiles.fail(key, _located(error, instance, frame_index))
-        except BaseException as error:  # noqa: BLE001  (a MemoryError, say: the caller shall have it)
-            self._tiles.fail(key, error)
-        else:
+        """Resolve, fail or abandon a key by what decoding its frame has come to, or have the frame fetched again."""
+        if not isinstance(outcome, BaseException):
             self.stats.add(decoded=1)
-            tile.flags.writeable = False  # shared from now on
-            self._tiles.resolve(key, tile, keep=errand.keep)
+            outcome.flags.writeable = False  # shared from now on
+            self._tiles.resolve(key, outcome, errand.keep)
+            return
+        if not isinstance(outcome, (DecodeError, UnsupportedError)):
+            self._tiles.fail(key, outcome)
+            return
+        self._frames.discard(key)
+        # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
+        doubtful = frame.from_disk or (isinstance(outcome, TruncatedFrameError) and self.source.remote)
+        if doubtful and not again:
+            self.stats.add(retries=1)
+            self._submit_fetch(Batch(key[0], (key[1],)), {key: visible}, errand, again=True)
+            return
+        self._tiles.fail(key, _located(outcome, self._instances[key[0]], key[1]))
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from wsiweb import icc
+from wsiweb.cache import Keep
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import plan_read
@@ -62,7 +63,7 @@ class RegionArrays:
         outs: Iterable[Pixels] | None = None,
         profile: bytes | None = None,
         ahead_bytes: int | None = None,
-        keep: bool = True,
+        keep: Keep = Keep.YES,
     ) -> None:
         self._reader = reader
         self._view = view

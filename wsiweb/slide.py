@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import icc as icc_profiles
 from wsiweb import opening, resolution
+from wsiweb.cache import Keep
 from wsiweb.content import SlideContent, load_content
 from wsiweb.errors import MetadataError, RegionError, SlideNotFoundError, WsiWebError
 from wsiweb.geometry import Rectangle
@@ -538,17 +539,19 @@ class Slide:
         rectangles = (region if isinstance(region, Rectangle) else rectangle(region) for region in regions)
         itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
         limit = self._options.max_region_bytes
+        keep = Keep.ON_TRIAL  # what a pass over much leaves behind is seldom needed again
         if check:
             wishes = list(rectangles)
             for wish in wishes:
                 check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
             rectangles = iter(wishes)  # type: ignore[assignment]
+            keep = Keep.YES if len(wishes) == 1 else keep
         reader = self._running()
         reader.check_open()
         profile = None
         if icc == "srgb" and channels[0].colour:
             profile = self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
-        return RegionArrays(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile)
+        return RegionArrays(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile, keep=keep)
 
     def _running(self) -> Reader:
         """Return the reader of this process: no lock, pool or socket crosses a fork."""

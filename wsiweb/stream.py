@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.cache import Keep
+    from wsiweb.memory import ArrayPool
     from wsiweb.plan import FrameKey, ReadPlan
     from wsiweb.reader import Reader
 
@@ -44,7 +46,8 @@ class Job:
     """One plan on its way."""
 
     plan: ReadPlan
-    array: Pixels
+    array: Pixels | None
+    """What is painted."""
     waiting: dict[FrameKey, int]
     """Rows of the plan whose tile has not come yet."""
     unpainted: int
@@ -61,7 +64,8 @@ class Board:
     Does not know the stream: one that nobody iterates over any more is collected, and stops the work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: ArrayPool) -> None:
+        self._memory = memory
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wanted_by: dict[FrameKey, list[Job]] = {}
@@ -78,6 +82,11 @@ class Board:
                 else:
                     others.append(job)
         return new
+
+    @property
+    def tiles_awaited(self) -> int:
+        """How many tiles have not come yet."""
+        return len(self._wanted_by)
 
     def wanted_by(self, key: FrameKey) -> Job | None:
         """Return a plan that waits for a tile."""
@@ -108,22 +117,28 @@ class Board:
     def paint(self, key: FrameKey, tile: Pixels) -> None:
         """Paint a tile into all arrays that show it."""
         with self._lock:
-            places = [(job, job.waiting.pop(key)) for job in self._wanted_by.pop(key, ())]
-            for job, row in places:
+            places = [(job, job.waiting.pop(key), self.array_of(job)) for job in self._wanted_by.pop(key, ())]
+            for job, row, _ in places:
                 if job.plan.ordered:
                     job.held[row] = tile
-        for job, row in places:
+        for job, row, array in places:
             if not job.plan.ordered:
-                stitch.paste(job.array, tile, job.plan, row)
+                stitch.paste(array, tile, job.plan, row)
             elif not job.waiting:
-                self._paint_held(job)
+                self._paint_held(job, array)
             self._painted(job)
 
-    def _paint_held(self, job: Job) -> None:
+    def array_of(self, job: Job) -> Pixels:
+        """Return the array of a plan; made with the first tile, so that memory just let go by others serves again."""
+        if job.array is None:
+            job.array = self._memory.empty(job.plan.shape, job.plan.dtype)
+        return job.array
+
+    def _paint_held(self, job: Job, array: Pixels) -> None:
         with self._lock:
             held, job.held = job.held, {}
         for row in sorted(held):
-            stitch.paste(job.array, held[row], job.plan, row)
+            stitch.paste(array, held[row], job.plan, row)
 
     def _painted(self, job: Job) -> None:
         with self._lock:
@@ -137,14 +152,14 @@ class Stream:
     """An iterator over the arrays of many plans, in order; see ``Reader.stream``."""
 
     def __init__(
-        self, reader: Reader, plans: Iterable[tuple[ReadPlan, Pixels | None]], budget_bytes: int, *, keep: bool
+        self, reader: Reader, plans: Iterable[tuple[ReadPlan, Pixels | None]], budget_bytes: int, *, keep: Keep
     ) -> None:
         self._reader = reader
         self._plans: Iterator[tuple[ReadPlan, Pixels | None]] = iter(plans)
         self._budget_bytes = budget_bytes
         self._exhausted = False
-        self._errand = reader.begin(keep=keep)
-        self._board = Board()
+        self._errand = reader.begin(keep)
+        self._board = Board(reader.memory)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
         self._errand.cancellation.on_cancel(lambda: events.put(Event()))
         self._jobs: deque[Job] = deque()
@@ -168,7 +183,7 @@ class Stream:
             raise
         self._jobs.popleft()
         self._ahead_bytes -= job.plan.output_bytes
-        return job.array
+        return self._board.array_of(job)
 
     def start(self) -> None:
         """Plan and fetch ahead, without waiting for anything."""
@@ -193,12 +208,17 @@ class Stream:
             self.close()
 
     def _fill(self) -> None:
-        """Plan ahead while the budget lasts, and start what has to be produced, in lots worth a request."""
-        if self._exhausted or (self._jobs and self._ahead_bytes > self._budget_bytes * 3 // 4):
-            return
+        """Plan ahead while the budget lasts, and start what has to be produced, in lots that keep all connections busy.
+
+        Two lots are under way: planning more costs time and memory, and brings nothing sooner.
+        """
         advice = self._reader.advise(_MANY_FRAMES)
         lot = advice.requests * advice.max_frames
-        while not self._exhausted and (not self._jobs or self._ahead_bytes < self._budget_bytes):
+        if self._jobs and (self._ahead_bytes > self._budget_bytes * 3 // 4 or self._board.tiles_awaited > lot):
+            return
+        while not self._exhausted and (
+            not self._jobs or (self._ahead_bytes < self._budget_bytes and self._board.tiles_awaited < 2 * lot)
+        ):
             item = next(self._plans, None)
             if item is None:
                 self._exhausted = True
@@ -214,15 +234,16 @@ class Stream:
 
     def _admit(self, plan: ReadPlan, out: Pixels | None) -> None:
         """Take up one plan, and claim the tiles that no plan before it wants."""
-        job = Job(plan, stitch.canvas(plan, out), {key: row for row, key in enumerate(plan.keys)}, len(plan.keys))
+        job = Job(plan, out, dict(zip(plan.keys, range(len(plan.keys)), strict=True)), len(plan.keys))
+        if not plan.covered:
+            stitch.fill(self._board.array_of(job), plan)
         self._jobs.append(job)
         self._ahead_bytes += plan.output_bytes
         rows = dict(job.waiting)
         new = self._board.enlist(job)
         hits, ours = self._reader.claim(new, self._board.tell)
         self._reader.stats.add(tile_hits=len(plan.keys) - len(new) + len(hits), tile_misses=len(new) - len(hits))
-        visible = plan.placements.visible
-        self._claimed.update((key, visible[rows[key]]) for key in ours)
+        self._claimed.update((key, plan.visible(rows[key])) for key in ours)
         for key, tile in hits.items():
             self._board.paint(key, tile)
 
@@ -257,4 +278,4 @@ class Stream:
             self._board.paint(hit, tile)
         job = self._board.wanted_by(key) if ours else None
         if job is not None:
-            self._reader.start({key: job.plan.placements.visible[job.waiting[key]]}, self._errand)
+            self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)

@@ -120,8 +120,7 @@ def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     for row, (x, y) in enumerate(zip(batch.x.tolist(), batch.y.tolist(), strict=True)):
         read = plan_read(view.level, channels, Rectangle(x, y, *plan.size), stacked=False)
-        place = read.placements
-        if len(read.keys) != 1 or not read.covered or place.visible[0] != plan.size:
+        if len(read.keys) != 1 or not read.covered or read.visible(0) != plan.size:
             continue
         instance_index, frame_index = read.keys[0]
         data = reader.encoded((instance_index, frame_index), content.instances[instance_index])

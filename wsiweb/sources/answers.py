@@ -13,6 +13,7 @@ from wsiweb.sources.multipart import MultipartParser, parse_content_type
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from wsiweb.sources.base import Preview
     from wsiweb.sources.http import Answer
     from wsiweb.sources.multipart import Part
 
@@ -35,12 +36,14 @@ _ERROR_TYPES = (
 )
 
 
-def frames_in(answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FRAME_BYTES) -> Iterator[EncodedFrame]:
+def frames_in(
+    answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FRAME_BYTES, preview: Preview | None = None
+) -> Iterator[EncodedFrame]:
     """Yield the frames of an answer, each of ``numbers`` at most once, as they arrive.
 
     A part says by its Content-Location which frame it is; it is then handed out at once. Parts that do not say are
     held until the answer is whole and as many have come as were asked for: one left out in the middle would
-    otherwise pass its neighbours off as each other.
+    otherwise pass its neighbours off as each other. ``preview`` is told of them meanwhile.
 
     A frame of more than ``max_bytes`` is refused.
 
@@ -55,12 +58,14 @@ def frames_in(answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FR
         return
     parser = MultipartParser(parameters.get("boundary"), max_part_bytes=max_bytes)
     missing = set(numbers)
-    unnamed: list[Part] = []
+    unnamed: list[EncodedFrame] = []
     most = 2 * len(numbers) + SPARE_PARTS
     for count, part in enumerate(_parts(parser, answer), 1):
         number = _number(part)
         if number is None:
-            unnamed.append(part)
+            unnamed.append(_frame(part, numbers[min(len(unnamed), len(numbers) - 1)]))
+            if preview is not None and part.data and len(unnamed) <= len(numbers):
+                preview(unnamed[-1])
         elif number in missing and part.data:
             missing.discard(number)
             yield _frame(part, number)
@@ -72,10 +77,10 @@ def frames_in(answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FR
                 url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
             )  # fmt: skip
     if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
-        for number, part in zip(numbers, unnamed, strict=True):
-            if part.data:
-                missing.discard(number)
-                yield _frame(part, number)
+        for frame in unnamed:
+            if frame.data:
+                missing.discard(frame.frame_number)
+                yield frame
     if missing:
         state = "is complete" if parser.finished else "ends without a closing boundary"
         came = len(numbers) - len(missing) + len(unnamed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from wsiweb.stats import ReadStats
 
@@ -111,6 +112,9 @@ class Cancellation:
             self._callbacks.discard(callback)
 
 
+Preview = Callable[[EncodedFrame], None]
+
+
 class FrameSource(Protocol):
     """Where the metadata and the frames of a slide come from. Safe to share between threads; pickles."""
 
@@ -137,8 +141,14 @@ class FrameSource(Protocol):
         """Return one dataset for each instance of the series."""
         ...
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
-        """Yield each frame of the batch once, in any order, as it arrives; all of them, or raise."""
+    def fetch(
+        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
+    ) -> Iterator[EncodedFrame]:
+        """Yield each frame of the batch once, in any order, as it arrives; all of them, or raise.
+
+        Where it is certain only in the end which frame is which, ``preview`` is told what each seems to be. Only what
+        is yielded counts; it is then the same object.
+        """
         ...
 
     def fetch_bulk(self, uri: str) -> bytes:

@@ -20,7 +20,7 @@ from wsiweb.stats import ReadStats
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset, Preview
 
 _NATIVE_FRAMES = (("application/octet-stream", "*"),)
 
@@ -64,7 +64,12 @@ class ClientSource:
                 datasets += self._client.retrieve_series_metadata(self._study_uid, series_uid)
         return datasets
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+    def fetch(
+        self,
+        batch: FrameBatch,
+        cancellation: Cancellation,
+        preview: Preview | None = None,  # noqa: ARG002  (each frame is certain when it comes)
+    ) -> Iterator[EncodedFrame]:
         """Return the frames of the batch by one call."""
         if cancellation.cancelled:
             return

@@ -27,7 +27,7 @@ from wsiweb.sources.store import DiskStore, Entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, FrameSource, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, FrameSource, JsonDataset, Preview
     from wsiweb.stats import ReadStats
 
 logger = logging.getLogger("wsiweb")
@@ -166,7 +166,9 @@ class DiskCachedSource:
         ask = partial(self._source.fetch_bulk, uri)
         return self._cache.recall(("bulk", *self._uids, uri), ask, pack=bytes, unpack=bytes)
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+    def fetch(
+        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
+    ) -> Iterator[EncodedFrame]:
         """Yield what is on disk, then what is not; whole frames among that are kept when all have been handed out."""
         missing = batch.frame_numbers
         if not batch.fresh:
@@ -180,7 +182,7 @@ class DiskCachedSource:
             return
         arrived: dict[bytes, Entry] = {}
         try:
-            for frame in self._source.fetch(replace(batch, frame_numbers=missing), cancellation):
+            for frame in self._source.fetch(replace(batch, frame_numbers=missing), cancellation, preview):
                 if complete(frame.data):
                     label = json.dumps((frame.media_type, frame.transfer_syntax_uid))
                     arrived[self._key(batch, frame.frame_number)] = Entry(frame.data, label)

@@ -15,7 +15,7 @@ from wsiweb.stats import ReadStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset, Preview
 
 
 class LocalSource:
@@ -138,7 +138,12 @@ class LocalSource:
             not self._series_uids or series in self._series_uids
         )
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+    def fetch(
+        self,
+        batch: FrameBatch,
+        cancellation: Cancellation,
+        preview: Preview | None = None,  # noqa: ARG002  (each frame is certain when it comes)
+    ) -> Iterator[EncodedFrame]:
         """Read the frames of the batch, in order."""
         file = self._file(batch.address.instance_uid)
         for frame_number in batch.frame_numbers:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wsiweb.sources.accept import AcceptMemory
-    from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch
+    from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, Preview
     from wsiweb.sources.http import Answer, Service
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
@@ -46,6 +46,8 @@ class FrameRetrieval:
         Of the instance's frames, up to the list of numbers.
     batch, cancellation
         What to get, and when to stop.
+    preview
+        As for ``FrameSource.fetch``.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class FrameRetrieval:
         url: str,
         batch: FrameBatch,
         cancellation: Cancellation,
+        preview: Preview | None,
     ) -> None:
         self._service = service
         self._gate = gate
@@ -67,6 +70,7 @@ class FrameRetrieval:
         self._url = url
         self._batch = batch
         self._cancellation = cancellation
+        self._preview = preview
         self._queue = deque([batch.frame_numbers])
         self._refused: list[str] = []
         self._doubted: int | None = None  # frames in the smallest list that was refused, for its length perhaps
@@ -105,7 +109,8 @@ class FrameRetrieval:
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
                 # All is remembered before the frame that tells it is handed out: the next read may begin at once.
                 n_bytes = 0
-                for count, frame in enumerate(frames_in(answer, numbers, max_bytes=self._max_bytes()), 1):
+                frames = frames_in(answer, numbers, max_bytes=self._max_bytes(), preview=self._preview)
+                for count, frame in enumerate(frames, 1):
                     if count == 1:
                         self._judge(frame, accept, answer)
                     n_bytes += len(frame.data)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wsiweb.options import ReadOptions
-    from wsiweb.sources.base import Advice, EncodedFrame, FrameBatch, JsonDataset
+    from wsiweb.sources.base import Advice, EncodedFrame, FrameBatch, JsonDataset, Preview
     from wsiweb.sources.http import Service
     from wsiweb.sources.services import ServiceKind
     from wsiweb.stats import ReadStats
@@ -234,7 +234,9 @@ class WebSource:
 
     # Frames ---------------------------------------------------------------------------------------
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation) -> Iterator[EncodedFrame]:
+    def fetch(
+        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
+    ) -> Iterator[EncodedFrame]:
         """Yield each frame of the batch once, as it arrives; asks again for what does not."""
         address = batch.address
         url = (
@@ -242,7 +244,15 @@ class WebSource:
             f"/instances/{address.instance_uid}/frames/"
         )
         retrieval = FrameRetrieval(
-            self.service, self._gate, self._pace, self._accepts, self._options.max_attempts, url, batch, cancellation
+            self.service,
+            self._gate,
+            self._pace,
+            self._accepts,
+            self._options.max_attempts,
+            url,
+            batch,
+            cancellation,
+            preview,
         )
         return retrieval.run()
 

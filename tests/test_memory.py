@@ -1,0 +1,119 @@
+"""Arrays whose memory is used again: never while anybody holds them, or a view of them."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsiweb.memory import IDLE_BYTES, LARGEST_BYTES, SLAB_BYTES, SMALLEST_BYTES, ArrayPool
+
+Array = npt.NDArray[Any]
+
+
+def address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (256, 256, 3), (300, 517), (1023, 1365, 3), (3000, 3000, 3)])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f8"])
+def test_arrays_are_as_numpys(shape: tuple[int, ...], dtype: str) -> None:
+    array = ArrayPool().empty(shape, dtype)
+    expected = np.empty(shape, dtype)
+    assert (array.shape, array.dtype, array.strides) == (expected.shape, expected.dtype, expected.strides)
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.flags.aligned
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_memory_that_was_let_go_is_used_again() -> None:
+    pool = ArrayPool()
+    array = pool.empty((256, 256, 3), np.uint8)
+    where = address(array)
+    del array
+    assert address(pool.empty((256, 256, 3), np.uint8)) == where
+
+
+def test_a_view_holds_the_memory() -> None:
+    pool = ArrayPool()
+    array = pool.empty((256, 256, 3), np.uint8)
+    array[...] = 7
+    views = [array[10:20, 5:, 1], memoryview(array)[3:], array.reshape(-1)[::2].view(np.int8)]
+    del array
+    while views:
+        others = [pool.empty((256, 256, 3), np.uint8) for _ in range(100)]
+        for other in others:
+            other[...] = 9
+        assert all((np.asarray(view) == 7).all() for view in views)
+        del others
+        views.pop()
+
+
+def test_arrays_outlive_their_pool() -> None:
+    pool = ArrayPool()
+    array = pool.empty((256, 256, 3), np.uint8)
+    array[...] = 7
+    del pool
+    gc.collect()
+    others = [np.full((256, 256, 3), 9, np.uint8) for _ in range(50)]
+    assert (array == 7).all()
+    assert len(others) == 50
+
+
+@given(st.lists(st.tuples(st.integers(SMALLEST_BYTES, LARGEST_BYTES), st.integers(0, 6)), max_size=60))
+@settings(max_examples=40, deadline=None)
+def test_no_two_arrays_share_memory(steps: list[tuple[int, int]]) -> None:
+    """Arrays of all sizes are taken and let go in any order; each keeps what was written into it."""
+    pool = ArrayPool()
+    held: list[tuple[Array, int]] = []
+    for number, (size, drop) in enumerate(steps):
+        array = pool.empty((size,), np.uint8)
+        array[...] = number % 251
+        held.append((array, number % 251))
+        if drop < len(held):
+            held.pop(drop)
+        assert all(kept[0] == kept[-1] == kept[len(kept) // 2] == value for kept, value in held)
+
+
+def test_memory_is_given_back() -> None:
+    """What was let go is kept up to a bound, of whatever sizes it was."""
+    pool = ArrayPool()
+    for size in range(SMALLEST_BYTES, LARGEST_BYTES, 150_000):
+        arrays = [pool.empty((size,), np.uint8) for _ in range(3 * SLAB_BYTES // size)]
+        del arrays
+    pool.empty((SMALLEST_BYTES,), np.uint8)
+    slabs = {id(slab) for found in pool._slabs.values() for slab in found}
+    assert len(slabs) * SLAB_BYTES <= IDLE_BYTES + 2 * SLAB_BYTES
+
+
+def test_many_threads() -> None:
+    pool = ArrayPool()
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        held: list[Array] = []
+        for _ in range(400):
+            array = pool.empty((chance.choice([40_000, 50_000, 196_608]),), np.uint8)
+            array[...] = seed
+            held.append(array)
+            if len(held) > 10:
+                gone = held.pop(chance.randrange(len(held)))
+                if not (gone == seed).all():
+                    wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -1,0 +1,143 @@
+"""Work on frames before it is certain which they are.
+
+Parts of an answer that do not name their frame are known for certain only when the answer is whole. They mostly are
+what was asked for, in order: decoding need not wait for the end, only its result does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wsiweb.sources.base import EncodedFrame
+
+PATIENCE_SECONDS = 0.015
+Result = TypeVar("Result")
+
+
+class Allowance:
+    """Bytes that may be taken up at once. Safe to share between threads."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._free_bytes = n_bytes
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> bool:
+        """Take up so much; False, and nothing, where there is no more."""
+        with self._lock:
+            if n_bytes > self._free_bytes:
+                return False
+            self._free_bytes -= n_bytes
+            return True
+
+    def give_back(self, n_bytes: int) -> None:
+        """Let go of what was taken."""
+        with self._lock:
+            self._free_bytes += n_bytes
+
+
+class Guess(Generic[Result]):
+    """A frame on which work may begin early; called by a thread that has nothing better to do."""
+
+    __slots__ = ("_done", "_dropped", "_lock", "_result", "_started", "_take", "_work", "frame")
+
+    def __init__(self, frame: EncodedFrame, work: Callable[[EncodedFrame], Result]) -> None:
+        self.frame = frame
+        self._work = work
+        self._lock = threading.Lock()
+        self._started = self._dropped = self._done = False
+        self._result: Result | None = None
+        self._take: Callable[[Result], None] | None = None
+
+    def __call__(self) -> None:
+        """Do the work, unless it is not wanted any more."""
+        with self._lock:
+            if self._dropped:
+                return
+            self._started = True
+        result = self._work(self.frame)
+        with self._lock:
+            self._done, self._result, take = True, result, self._take
+        if take is not None:
+            take(result)
+
+    def confirm(self, take: Callable[[Result], None]) -> bool:
+        """Have ``take`` called with the result; False, and it never begins, where the work has not begun yet."""
+        with self._lock:
+            if not self._started:
+                self._dropped = True
+                return False
+            if not self._done:
+                self._take = take
+                return True
+            result = self._result
+        take(cast("Result", result))
+        return True
+
+    def drop(self) -> None:
+        """Let it not begin."""
+        self._dropped = True
+
+
+class Guesses(Generic[Result]):
+    """The frames of one answer on which work may begin early.
+
+    Parameters
+    ----------
+    work, add
+        What is done with a frame, and what has it done by a thread when there is nothing better to do.
+    allowance, result_bytes
+        Where room for results comes from, and what each takes up until ``close``.
+    patience_seconds
+        For how long nothing is begun: an answer that comes quickly is certain soon, and threads that compete with those
+        that receive it would only delay that.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[EncodedFrame], Result],
+        add: Callable[[Callable[[], None]], None],
+        allowance: Allowance,
+        result_bytes: int,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._work = work
+        self._add = add
+        self._allowance = allowance
+        self._result_bytes = result_bytes
+        self._guesses: dict[int, Guess[Result]] = {}
+        self._patience_seconds = patience_seconds
+        self._first_seconds: float | None = None
+        self._waiting: list[EncodedFrame] = []
+        self._taken_bytes = 0
+
+    def preview(self, frame: EncodedFrame) -> None:
+        """Have the work on what seems to be a frame begun, where the answer takes its time and there is room."""
+        now = time.monotonic()
+        self._first_seconds = self._first_seconds or now
+        self._waiting.append(frame)
+        if now - self._first_seconds < self._patience_seconds:
+            return
+        for waiting in self._waiting:
+            if waiting.frame_number not in self._guesses and self._allowance.take(self._result_bytes):
+                self._taken_bytes += self._result_bytes
+                guess = self._guesses[waiting.frame_number] = Guess(waiting, self._work)
+                self._add(guess)
+        self._waiting.clear()
+
+    def confirm(self, frame: EncodedFrame, take: Callable[[Result], None]) -> bool:
+        """Have ``take`` called with what was begun, if a frame that is certain is the one that was guessed."""
+        guess = self._guesses.get(frame.frame_number)
+        return guess is not None and guess.frame is frame and guess.confirm(take)
+
+    def close(self) -> None:
+        """Begin nothing more, and give the room back."""
+        for guess in self._guesses.values():
+            guess.drop()
+        self._allowance.give_back(self._taken_bytes)
+        self._taken_bytes = 0

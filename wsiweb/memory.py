@@ -1,0 +1,102 @@
+"""``ArrayPool``: arrays whose memory is used again, once nobody holds them.
+
+A system hands out new memory page by page, at a fault for each 4 kB; a decoded tile has 48 pages, and their faults cost
+up to two thirds of what decoding it does. Slabs of several huge pages cost a fault for each 2 MB, and memory that comes
+back costs none.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[Any]
+
+SLAB_BYTES = 8 << 20
+"""From 4 MiB on, numpy asks for huge pages."""
+SMALLEST_BYTES, LARGEST_BYTES = 32 << 10, SLAB_BYTES // 2
+"""Of an array from a slab; smaller ones come from memory that the process uses again anyway."""
+IDLE_BYTES = 4 * SLAB_BYTES
+"""Of slabs without any array that are kept."""
+_STEPS = 8
+"""Sizes between two powers of two, to which arrays are rounded up so that they can take each other's place."""
+
+
+class _Slab:
+    """Memory for several arrays of about one size."""
+
+    __slots__ = ("free", "places")
+
+    def __init__(self, size: int) -> None:
+        memory = np.empty(SLAB_BYTES, np.uint8).data
+        self.places = SLAB_BYTES // size
+        self.free = [memory[n * size : (n + 1) * size] for n in reversed(range(self.places))]
+
+
+class _Lent(weakref.ref["Pixels"]):
+    """Notices when an array, and all views of it, are gone."""
+
+    __slots__ = ("place", "size", "slab")
+    slab: _Slab
+    size: int
+    place: memoryview
+
+
+class ArrayPool:
+    """Makes arrays. Safe to share between threads; arrays outlive it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slabs: defaultdict[int, list[_Slab]] = defaultdict(list)  # those with free places, by their size
+        self._idle: deque[tuple[int, _Slab]] = deque()
+        self._lent: dict[int, _Lent] = {}
+        # An array may be collected anywhere, even while this thread holds the lock: it is only noted.
+        self._returned: deque[_Lent] = deque()
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
+        """Return a C-contiguous array with undefined content, as ``numpy.empty`` does."""
+        kind = np.dtype(dtype)
+        needed = math.prod(shape) * kind.itemsize
+        if not SMALLEST_BYTES <= needed <= LARGEST_BYTES:
+            return np.empty(shape, kind)
+        step = (1 << (needed - 1).bit_length()) // (2 * _STEPS)
+        size = -(-needed // step) * step
+        with self._lock:
+            self._collect()
+            slabs = self._slabs[size]
+            if not slabs:
+                slabs.append(_Slab(size))
+            slab = slabs[-1]
+            place = slab.free.pop()
+            if not slab.free:
+                slabs.pop()
+        # Views of views refer to the array that has no array below it: it must be one of this place alone.
+        whole = np.frombuffer(place, np.uint8, needed)
+        lent = _Lent(whole, self._returned.append)
+        lent.slab, lent.size, lent.place = slab, size, place
+        self._lent[id(lent)] = lent
+        return whole.view(kind).reshape(shape)
+
+    def _collect(self) -> None:
+        """Take back what was let go; to be called under the lock."""
+        while self._returned:
+            lent = self._returned.popleft()
+            del self._lent[id(lent)]
+            slab = lent.slab
+            if not slab.free:
+                self._slabs[lent.size].append(slab)
+            slab.free.append(lent.place)
+            if len(slab.free) == slab.places:
+                self._idle.append((lent.size, slab))
+        while len(self._idle) * SLAB_BYTES > IDLE_BYTES:
+            size, slab = self._idle.popleft()
+            if len(slab.free) == slab.places and slab in self._slabs[size]:
+                self._slabs[size].remove(slab)
