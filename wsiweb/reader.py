@@ -23,7 +23,7 @@ from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
-from wsiweb.stream import Stream
+from wsiweb.stream import Read, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
-    from wsiweb.plan import FrameKey, ReadPlan
+    from wsiweb.plan import FrameKey
     from wsiweb.sources.base import FrameSource
 
     Pixels = npt.NDArray[Any]
@@ -163,17 +163,17 @@ class Reader:
 
     def stream(
         self,
-        plans: Iterable[tuple[ReadPlan, Pixels | None]],
+        reads: Iterable[Read],
         *,
         ahead_bytes: int | None = None,
         keep: Keep = Keep.YES,
     ) -> Stream:
-        """Run many plans, each into the array given with it or a new one; iterates over the arrays in order.
+        """Return an iterator over the arrays of many plans, in order.
 
         Plans are drawn, and frames fetched and decoded, ahead of the consumer within ``ahead_bytes``
         (``ReadOptions.readahead_bytes`` by default). The caches are read in any case, and filled as ``keep`` says.
         """
-        return Stream(self, plans, self.options.readahead_bytes if ahead_bytes is None else ahead_bytes, keep=keep)
+        return Stream(self, reads, self.options.readahead_bytes if ahead_bytes is None else ahead_bytes, keep=keep)
 
     def close(self) -> None:
         """Stop all reads, in whatever thread, and release threads, sockets and files."""
@@ -212,6 +212,13 @@ class Reader:
             self.check_open()
             (frame,) = self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())
         return frame.data
+
+    def soon(self, job: Callable[[], None]) -> None:
+        """Have something done that raises nothing, in a decode thread."""
+        try:
+            self._decoders.add(job)
+        except RuntimeError as error:
+            raise ClosedError("This slide was closed while it was being read.") from error
 
     # The parts that a stream uses -----------------------------------------------------------------
 

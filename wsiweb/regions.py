@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +15,7 @@ from wsiweb.cache import Keep
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import plan_read
+from wsiweb.stream import Read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.images import Channel
-    from wsiweb.plan import ReadPlan
     from wsiweb.reader import Reader
     from wsiweb.resolution import View
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 Region = tuple[int, int, int, int]
 """(x, y, w, h)."""
 _CONVERTED_ROWS = 256
-_BAND_BYTES = 32 << 20
-"""Of a level's pixels held at once while a region is resampled."""
+_BAND_BYTES = 4 << 20
+"""Of a level's pixels that are resampled by one thread; others go on meanwhile."""
 
 
 class RegionArrays:
@@ -66,34 +68,33 @@ class RegionArrays:
         keep: Keep = Keep.YES,
     ) -> None:
         self._reader = reader
-        self._view = view
-        self._background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
+        background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
         self._profile = profile
         outs = iter(outs) if outs is not None else None
         direct = outs if not view.resampled else None  # a level's own pixels go straight where they belong
         self._targets = outs if direct is None else None
-        drawn: deque[list[Rectangle]] = deque()  # what was planned and is not read yet
+        drawn: deque[int] = deque()  # the parts of what was planned and is not read yet
 
-        def plans() -> Iterator[tuple[ReadPlan, Pixels | None]]:
+        def reads() -> Iterator[Read]:
             for region in regions:
                 parts = list(_bands(view, region))
-                drawn.append(parts)
+                drawn.append(len(parts))
                 for part in parts:
                     plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
-                    yield plan, None if direct is None else next(direct)
+                    finish = functools.partial(view.resample, region=part, background=background)
+                    out = None if direct is None else next(direct)
+                    yield Read(plan, out, finish if view.resampled else None)
 
         self._drawn = drawn
-        self._stream = reader.stream(plans(), ahead_bytes=ahead_bytes, keep=keep)
+        self._stream = reader.stream(reads(), ahead_bytes=ahead_bytes, keep=keep)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Pixels:
         first = next(self._stream)
-        head, *others = self._drawn.popleft()
-        pieces = [self._view.resample(first, head, self._background)]
-        pieces += [self._view.resample(next(self._stream), part, self._background) for part in others]
-        array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        parts = self._drawn.popleft()
+        array = first if parts == 1 else np.concatenate([first, *itertools.islice(self._stream, parts - 1)])
         if self._targets is not None:
             target = next(self._targets)
             target[...] = array

@@ -6,6 +6,7 @@ that the caller is woken once for an array, and not for each tile.
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
@@ -19,7 +20,7 @@ from wsiweb.cache import AbandonedError
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 _MANY_FRAMES = 1 << 16
+_WORTH_THREADS_BYTES = 4 << 20
+"""Of a region whose tiles are there: then several threads copy them sooner than one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,17 +44,30 @@ class Event:
     abandoned: FrameKey | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """One array to make."""
+
+    plan: ReadPlan
+    out: Pixels | None = None
+    """What to paint; None has it made."""
+    finish: Callable[[Pixels], Pixels] | None = None
+    """Makes what is handed out of what was painted; called in a decode thread."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """One plan on its way."""
+    """One array on its way."""
 
     plan: ReadPlan
     array: Pixels | None
-    """What is painted."""
+    """What is painted, then what is handed out."""
+    finish: Callable[[Pixels], Pixels] | None
     waiting: dict[FrameKey, int]
     """Rows of the plan whose tile has not come yet."""
     unpainted: int
     """Rows that are not painted yet."""
+    done: bool = False
     error: BaseException | None = None
     """Why it will not be whole."""
     held: dict[int, Pixels] = field(default_factory=dict)
@@ -114,6 +130,11 @@ class Board:
                 job.error = error
         self.events.put(Event())
 
+    def tell_all(self, tiles: Iterable[tuple[FrameKey, Pixels]]) -> None:
+        """Take tiles that were there."""
+        for key, tile in tiles:
+            self.tell(key, tile, None)
+
     def paint(self, key: FrameKey, tile: Pixels) -> None:
         """Paint a tile into all arrays that show it."""
         with self._lock:
@@ -143,19 +164,27 @@ class Board:
     def _painted(self, job: Job) -> None:
         with self._lock:
             job.unpainted -= 1
-            done = job.unpainted == 0
-        if done:
-            self.events.put(Event())
+            last = job.unpainted == 0
+        if last:
+            self.complete(job)
+
+    def complete(self, job: Job) -> None:
+        """Finish what is painted, and wake the caller."""
+        try:
+            if job.finish is not None:
+                job.array = job.finish(self.array_of(job))
+            job.done = True
+        except BaseException as error:  # noqa: BLE001  (it is the caller's, not this thread's)
+            job.error = error
+        self.events.put(Event())
 
 
 class Stream:
     """An iterator over the arrays of many plans, in order; see ``Reader.stream``."""
 
-    def __init__(
-        self, reader: Reader, plans: Iterable[tuple[ReadPlan, Pixels | None]], budget_bytes: int, *, keep: Keep
-    ) -> None:
+    def __init__(self, reader: Reader, reads: Iterable[Read], budget_bytes: int, *, keep: Keep) -> None:
         self._reader = reader
-        self._plans: Iterator[tuple[ReadPlan, Pixels | None]] = iter(plans)
+        self._reads: Iterator[Read] = iter(reads)
         self._budget_bytes = budget_bytes
         self._exhausted = False
         self._errand = reader.begin(keep)
@@ -219,11 +248,11 @@ class Stream:
         while not self._exhausted and (
             not self._jobs or (self._ahead_bytes < self._budget_bytes and self._board.tiles_awaited < 2 * lot)
         ):
-            item = next(self._plans, None)
-            if item is None:
+            read = next(self._reads, None)
+            if read is None:
                 self._exhausted = True
             else:
-                self._admit(*item)
+                self._admit(read)
             if len(self._claimed) >= lot:
                 self._start()
         self._start()
@@ -232,9 +261,10 @@ class Stream:
         claimed, self._claimed = self._claimed, {}
         self._reader.start(claimed, self._errand)
 
-    def _admit(self, plan: ReadPlan, out: Pixels | None) -> None:
+    def _admit(self, read: Read) -> None:
         """Take up one plan, and claim the tiles that no plan before it wants."""
-        job = Job(plan, out, dict(zip(plan.keys, range(len(plan.keys)), strict=True)), len(plan.keys))
+        plan = read.plan
+        job = Job(plan, read.out, read.finish, dict(zip(plan.keys, range(len(plan.keys)), strict=True)), len(plan.keys))
         if not plan.covered:
             stitch.fill(self._board.array_of(job), plan)
         self._jobs.append(job)
@@ -244,12 +274,23 @@ class Stream:
         hits, ours = self._reader.claim(new, self._board.tell)
         self._reader.stats.add(tile_hits=len(plan.keys) - len(new) + len(hits), tile_misses=len(new) - len(hits))
         self._claimed.update((key, plan.visible(rows[key])) for key in ours)
-        for key, tile in hits.items():
-            self._board.paint(key, tile)
+        self._paint(hits, plan)
+        if not plan.keys:
+            self._board.complete(job)
+
+    def _paint(self, hits: dict[FrameKey, Pixels], plan: ReadPlan) -> None:
+        """Paint tiles that were there; in the decode threads, where that is more work than waking them."""
+        items = list(hits.items())
+        if plan.output_bytes < _WORTH_THREADS_BYTES:
+            self._board.tell_all(items)
+            return
+        share = max(-(-len(items) // self._reader.options.decode_thread_count), 1)
+        for start in range(0, len(items), share):
+            self._reader.soon(functools.partial(self._board.tell_all, items[start : start + share]))
 
     def _wait_for(self, job: Job) -> None:
         deadline = time.monotonic() + self._reader.options.deadline_seconds
-        while job.unpainted and job.error is None:
+        while not job.done and job.error is None:
             try:
                 event = self._board.events.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
@@ -274,8 +315,7 @@ class Stream:
         """Another read was to produce this tile and was stopped: produce it here."""
         self._reader.check_open()
         hits, ours = self._reader.claim([key], self._board.tell)
-        for hit, tile in hits.items():
-            self._board.paint(hit, tile)
+        self._board.tell_all(list(hits.items()))
         job = self._board.wanted_by(key) if ours else None
         if job is not None:
             self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)
