@@ -280,5 +280,9 @@ def _collection_paused() -> Iterator[None]:
     try:
         yield
     finally:
+        # What was made counts as old, or the next object made by anybody would have all of it gone through.
+        if was_enabled and not gc.get_freeze_count():  # what others have frozen must stay so
+            gc.freeze()
+            gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -193,7 +193,9 @@ class SparseTileIndex:
 
 def _without_covered(tiles: TileTable) -> TileTable:
     """Drop frames that a later one at the very same place hides."""
-    _, last = np.unique(np.stack([tiles.x, tiles.y])[:, ::-1], axis=1, return_index=True)
+    across = tiles.x - tiles.x.min()
+    place = (tiles.y - tiles.y.min()) * (across.max() + 1) + across
+    _, last = np.unique(place[::-1], return_index=True)
     return _rows(tiles, np.sort(len(tiles) - 1 - last))
 
 
