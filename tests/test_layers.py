@@ -62,7 +62,7 @@ LAYERS = {
         ("export", "patches.batches", "patches.cost", "patches.order"),
         ("patches.layout", "patches.tissue", "patches.values"),
     ),
-    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream")),
+    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers")),
     "I/O": (
         ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval", "sources.store"),
@@ -230,4 +230,4 @@ def names_called(node: ast.AST) -> Iterator[str]:
 
 def test_threads_are_made_in_few_places() -> None:
     makers = {module for module, tree in TREES.items() if THREAD_MAKERS & set(names_called(tree))}
-    assert makers - {module for module in FILES if module.startswith(("server", "demo"))} == {"reader"}
+    assert makers - {module for module in FILES if module.startswith(("server", "demo"))} == {"workers"}

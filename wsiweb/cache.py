@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,7 +19,7 @@ Value = TypeVar("Value")
 
 _DROPPED_KEYS = 8192
 """How many of the values that were dropped last are remembered by their keys."""
-_GROWTH = 4
+_GROWTH = 16
 """How many like it are given more room for one that was dropped too early."""
 
 
@@ -65,7 +66,7 @@ class TrialCache(Generic[Key, Value]):
 
     What is put on trial has a part of the budget for itself; a second use takes it out of there. Where values turn out
     to have been dropped too early, their part grows, up to all there is. After the 2Q and ARC caches (Johnson and
-    Shasha, VLDB 1994; Megiddo and Modha, FAST 2003). To be used under a lock.
+    Shasha, VLDB 1994; Megiddo and Modha, FAST 2003), whose lists share one budget. To be used under a lock.
 
     The part is small because memory that was just let go is the cheapest there is to fill anew.
     """
@@ -74,15 +75,21 @@ class TrialCache(Generic[Key, Value]):
         self._budget_bytes = budget_bytes
         self._trial_bytes = budget_bytes // 8
         self._size_of = size_of
-        self._kept: LRUCache[Key, Value] = LRUCache(budget_bytes, getsizeof=size_of)
-        self._on_trial: LRUCache[Key, Value] = LRUCache(budget_bytes, getsizeof=size_of)
-        self._dropped: LRUCache[Key, None] = LRUCache(_DROPPED_KEYS)
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+        self._on_trial: OrderedDict[Key, Value] = OrderedDict()
+        self._kept_bytes = self._on_trial_bytes = 0
+        self._dropped: OrderedDict[Key, None] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
         """Return the value, and note its use."""
         value = self._kept.get(key)
-        if value is None and (value := self._on_trial.pop(key, None)) is not None:
-            self._put(key, value)
+        if value is not None:
+            self._kept.move_to_end(key)
+        elif (value := self._on_trial.pop(key, None)) is not None:
+            size = self._size_of(value)
+            self._on_trial_bytes -= size
+            self._kept[key] = value
+            self._kept_bytes += size
         return value
 
     def put(self, key: Key, value: Value, keep: Keep) -> None:
@@ -94,24 +101,31 @@ class TrialCache(Generic[Key, Value]):
             del self._dropped[key]
             self._trial_bytes = min(self._trial_bytes + _GROWTH * size, self._budget_bytes)
             keep = Keep.YES
-        if keep is Keep.YES or key in self._kept:
-            self._on_trial.pop(key, None)
-            self._put(key, value)
+        if self.get(key) is not None:  # which has taken it out of its trial
+            self._kept_bytes += size - self._size_of(self._kept[key])
+            self._kept[key] = value
+        elif keep is Keep.YES:
+            self._kept[key] = value
+            self._kept_bytes += size
         else:
             self._on_trial[key] = value
-            while self._on_trial.currsize > max(self._trial_bytes, size):
+            self._on_trial_bytes += size
+            while self._on_trial_bytes > self._trial_bytes and len(self._on_trial) > 1:
                 self._drop()
-            while self._kept.currsize + self._on_trial.currsize > self._budget_bytes:
-                self._kept.popitem()
-
-    def _put(self, key: Key, value: Value) -> None:
-        self._kept[key] = value
-        while self._on_trial and self._kept.currsize + self._on_trial.currsize > self._budget_bytes:
-            self._drop()
+        while self._kept_bytes + self._on_trial_bytes > self._budget_bytes:
+            if self._on_trial and (keep is Keep.YES or not self._kept):
+                self._drop()
+            else:
+                _, least = self._kept.popitem(last=False)
+                self._kept_bytes -= self._size_of(least)
 
     def _drop(self) -> None:
-        key, _ = self._on_trial.popitem()
+        """Drop what is on trial for longest, and remember its key."""
+        key, value = self._on_trial.popitem(last=False)
+        self._on_trial_bytes -= self._size_of(value)
         self._dropped[key] = None
+        if len(self._dropped) > _DROPPED_KEYS:
+            self._dropped.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Run read plans: claim, fetch, decode, stitch. The only module that makes threads.
+"""Run read plans: claim, fetch, decode, stitch.
 
 Fetch threads take frames from the source as they arrive and hand them to decode threads; decoded tiles go to the
 cache, and are painted into the arrays of all callers who wait for them. Pool threads never wait for one another, only
@@ -7,12 +7,9 @@ callers do, so nothing can deadlock.
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import os
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +21,7 @@ from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
 from wsiweb.stream import Read, Stream
+from wsiweb.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,80 +48,6 @@ _FRAME_OVERHEAD_BYTES = 200
 
 class ClosedError(WsiWebError):
     """The slide is closed."""
-
-
-class Workers:
-    """Threads that take jobs off one list until there are none.
-
-    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that.
-    """
-
-    def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, name)  # starts its threads on demand
-        self._threads = threads
-        self._lock = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._spare: deque[Callable[[], None]] = deque()
-        self._working = 0
-        self._closed = False
-
-    def add(self, job: Callable[[], None]) -> None:
-        """Have a job done. It may raise nothing.
-
-        Raises
-        ------
-        RuntimeError
-            After ``close``.
-        """
-        with self._lock:
-            self._wake(1)
-            self._jobs.append(job)
-
-    def add_spare(self, job: Callable[[], None]) -> None:
-        """Have a job done when there is no other, if at all."""
-        with self._lock:
-            if not self._closed:
-                self._wake(1)
-                self._spare.append(job)
-
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Do what the builtin does, in these threads and before all other jobs."""
-        todo = [(Future[Result](), item) for item in items]
-        jobs = [functools.partial(_fulfil, future, functools.partial(function, item)) for future, item in todo]
-        with self._lock:
-            self._wake(len(jobs))
-            self._jobs.extendleft(reversed(jobs))
-        return (future.result() for future, _ in todo)
-
-    def close(self) -> None:
-        """Let the jobs that are there be done, and wait for that."""
-        with self._lock:
-            self._closed = True
-        self._pool.shutdown(wait=True)
-
-    def _wake(self, jobs: int) -> None:
-        """Start threads for new jobs, where not all are at work; to be called under the lock."""
-        if self._closed:
-            raise RuntimeError("closed")
-        for _ in range(min(jobs, self._threads - self._working)):
-            self._pool.submit(self._work)
-            self._working += 1
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._jobs and (self._closed or not self._spare):
-                    self._working -= 1
-                    return
-                job = (self._jobs or self._spare).popleft()
-            job()
-
-
-def _fulfil(future: Future[Result], function: Callable[[], Result]) -> None:
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001  (it is for who asks for the result)
-        future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,9 +80,8 @@ class Reader:
             lambda frame: len(frame.data) + _FRAME_OVERHEAD_BYTES,
         )
         # Threads are started on demand: a slide that is only looked at has none.
-        self._fetchers = ThreadPoolExecutor(options.max_connections, "wsiweb-fetch")
+        self._fetchers = Workers(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
-        self._fetching: set[Future[None]] = set()
         self._early = Allowance(_EARLY_BYTES)
 
     def stream(
@@ -183,8 +106,7 @@ class Reader:
         for errand in active:
             errand.cancellation.cancel()
         # A thread that waits for a silent server cannot be woken; it ends with its timeout, and nobody waits for it.
-        self._fetchers.shutdown(wait=False)
-        concurrent.futures.wait(list(self._fetching), timeout=_CLOSING_SECONDS)
+        self._fetchers.close(_CLOSING_SECONDS)
         self._decoders.close()
         self.source.close()
 
@@ -275,12 +197,9 @@ class Reader:
         self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand, *, again: bool = False
     ) -> None:
         try:
-            future = self._fetchers.submit(self._fetch, batch, wanted, errand, again=again)
-        except RuntimeError:  # the pool is shut: somebody closed the slide meanwhile
+            self._fetchers.add(functools.partial(self._fetch, batch, wanted, errand, again=again))
+        except RuntimeError:  # somebody closed the slide meanwhile
             self.abandon(wanted)
-            return
-        self._fetching.add(future)
-        future.add_done_callback(self._fetching.discard)
 
     def _submit_decode(
         self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, *, again: bool = False

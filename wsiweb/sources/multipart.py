@@ -30,7 +30,7 @@ _HEADER_END = re.compile(rb"\r?\n\r?\n")
 class Part:
     """One body part."""
 
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     """By lower-case name."""
     data: bytes
 
@@ -68,8 +68,10 @@ class MultipartParser:
     def __init__(self, boundary: str | None, *, max_part_bytes: int = MAX_PART_BYTES) -> None:
         self._delimiter = None if boundary is None else b"--" + boundary.encode("latin-1", "replace")
         self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
-        self._state: Callable[[], Part | None] = self._preamble
-        self._headers: dict[str, str] = {}
+        self._at = 0  # in the buffer; what is before is done with
+        self._state: Callable[[], bool] = self._preamble
+        self._headers: Mapping[str, str] = {}
+        self._part: Part | None = None
         self._max_part_bytes = max_part_bytes
         self._length: int | None = None
         self._lengths_lie = False
@@ -79,6 +81,9 @@ class MultipartParser:
     def feed(self, data: bytes) -> Iterator[Part]:
         """Take the next bytes of the body and yield the parts that they complete."""
         if not self.finished:  # an epilogue means nothing
+            del self._buffer[: self._at]
+            self._scanned = max(self._scanned - self._at, 0)
+            self._at = 0
             self._buffer += data
             yield from self._parts()
 
@@ -90,12 +95,13 @@ class MultipartParser:
         if self.finished:
             return
         length, self._length, self._lengths_lie = self._length, None, True
-        headers, in_body = self._headers, self._state == self._body
+        headers, in_body, start = self._headers, self._state == self._body, self._at + 1
         found = list(self._parts())
         yield from found
-        whole = in_body and length is not None and len(self._buffer) > length
-        if not found and whole and length is not None and self._begins_delimiter(self._buffer[1 + length :]):
-            yield Part(headers, bytes(self._buffer[1 : 1 + length]))
+        if found or not in_body or length is None or len(self._buffer) < start + length:
+            return
+        if self._begins_delimiter(self._buffer[start + length :]):
+            yield Part(headers, bytes(self._buffer[start : start + length]))
 
     def _begins_delimiter(self, rest: bytearray) -> bool:
         """Whether what follows a part is nothing, or the beginning of its delimiter."""
@@ -103,15 +109,14 @@ class MultipartParser:
         return any((ending + delimiter).startswith(rest) for ending in (b"\r\n", b"\n"))
 
     def _parts(self) -> Iterator[Part]:
-        while not self.finished:
-            before = self._state
-            part = self._state()
-            if part is not None:
+        while not self.finished and self._state():
+            if self._part is not None:
+                part, self._part = self._part, None
                 yield part
-            elif self._state == before:
-                return
 
-    def _preamble(self) -> None:
+    # Each state goes on in the buffer as far as it can, and says whether it came to its end.
+
+    def _preamble(self) -> bool:
         if self._delimiter is None:
             match = re.search(rb"\n(--[^\r\n]+)[ \t]*\r?\n", self._buffer)
             if match is not None:
@@ -120,43 +125,42 @@ class MultipartParser:
         if start < 0 or self._delimiter is None:
             if len(self._buffer) > MAX_PREAMBLE_BYTES:
                 raise ProtocolError("The answer claims to be multipart, but no boundary is in it.")
-            return
-        del self._buffer[: start + 1 + len(self._delimiter)]
+            return False
+        self._at = start + 1 + len(self._delimiter)
         self._state = self._after_delimiter
+        return True
 
-    def _after_delimiter(self) -> None:
+    def _after_delimiter(self) -> bool:
         """Two hyphens close the body; otherwise the rest of the line is padding."""
-        if self._buffer[:2] == b"--":
+        if self._buffer.startswith(b"--", self._at):
             self.finished = True
-            return
-        end = self._buffer.find(b"\n")
+            return False
+        end = self._buffer.find(b"\n", self._at)
         if end < 0:
-            if len(self._buffer) > MAX_HEADER_BYTES:
+            if len(self._buffer) - self._at > MAX_HEADER_BYTES:
                 raise ProtocolError("A boundary line of the answer does not end.")
-            return
+            return False
         # The line break stays: it may be the blank line's half, where a part has no headers.
-        del self._buffer[: max(end - 1, 0) if self._buffer[end - 1 : end] == b"\r" else end]
+        self._at = end - 1 if end > self._at and self._buffer[end - 1] == _CARRIAGE_RETURN else end
         self._state = self._part_headers
+        return True
 
-    def _part_headers(self) -> None:
-        match = _HEADER_END.search(self._buffer, 0, MAX_HEADER_BYTES)
+    def _part_headers(self) -> bool:
+        match = _HEADER_END.search(self._buffer, self._at, self._at + MAX_HEADER_BYTES)
         if match is None:
-            if len(self._buffer) > MAX_HEADER_BYTES:
+            if len(self._buffer) - self._at > MAX_HEADER_BYTES:
                 raise ProtocolError("The headers of a part of the answer do not end.")
-            return
-        self._headers = {}
-        for line in self._buffer[: match.start()].decode("latin-1").splitlines():
-            name, colon, value = line.partition(":")
-            if colon:
-                self._headers[name.strip().lower()] = value.strip()
-        del self._buffer[: match.end() - 1]  # the line break stays: a delimiter may follow at once
+            return False
+        self._headers = _parse_headers(bytes(self._buffer[self._at : match.start()]))
+        self._at = match.end() - 1  # the line break stays: a delimiter may follow at once
         self._length = None if self._lengths_lie else _length(self._headers.get("content-length", ""))
         if self._length is not None and self._length > self._max_part_bytes:
             self._length = None
-        self._scanned = 0
+        self._scanned = self._at
         self._state = self._body
+        return True
 
-    def _body(self) -> Part | None:
+    def _body(self) -> bool:
         """Find the delimiter that ends the part: behind as many bytes as it says it has, else wherever it is.
 
         Some servers get the length wrong.
@@ -164,27 +168,38 @@ class MultipartParser:
         assert self._delimiter is not None  # noqa: S101  (the preamble set it)
         marker = b"\n" + self._delimiter
         if self._length is not None:
-            end = 1 + self._length
+            end = self._at + 1 + self._length
             if len(self._buffer) < end + 1 + len(marker):
-                return None
+                return False
             found = end + 1 if self._buffer[end] == _CARRIAGE_RETURN else end
             if self._buffer.startswith(marker, found):
                 return self._take(end, found)
             self._length, self._lengths_lie = None, True
-        found = self._buffer.find(marker, max(self._scanned - len(marker), 0))
+        found = self._buffer.find(marker, max(self._scanned - len(marker), self._at))
         if found < 0:
             self._scanned = len(self._buffer)
-            if self._scanned > self._max_part_bytes:
+            if self._scanned - self._at > self._max_part_bytes:
                 raise OversizeError(f"A part of the answer is larger than {self._max_part_bytes:,} bytes.")
-            return None
-        return self._take(found - 1 if self._buffer[found - 1 : found] == b"\r" else found, found)
+            return False
+        cut = found > self._at and self._buffer[found - 1] == _CARRIAGE_RETURN
+        return self._take(found - 1 if cut else found, found)
 
-    def _take(self, end: int, delimiter: int) -> Part:
+    def _take(self, end: int, delimiter: int) -> bool:
         assert self._delimiter is not None  # noqa: S101
-        part = Part(self._headers, bytes(memoryview(self._buffer)[1:end]))
-        del self._buffer[: delimiter + 1 + len(self._delimiter)]
+        self._part = Part(self._headers, bytes(memoryview(self._buffer)[self._at + 1 : end]))
+        self._at = delimiter + 1 + len(self._delimiter)
         self._state = self._after_delimiter
-        return part
+        return True
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_headers(block: bytes) -> Mapping[str, str]:
+    headers = {}
+    for line in block.decode("latin-1").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip().lower()] = value.strip()
+    return headers
 
 
 def _length(value: str) -> int | None:
