@@ -8,6 +8,7 @@ callers do, so nothing can deadlock.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Reader:
         self._fetchers = Workers(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
         self._early = Allowance(_EARLY_BYTES)
+        self._ranks = itertools.count()  # by which what was wanted first is fetched and decoded first
 
     def stream(
         self,
@@ -174,6 +176,7 @@ class Reader:
         ``wanted`` gives, for each key, what of the tile must be there (see ``codecs.decode``).
         """
         left = set(wanted)
+        rank = next(self._ranks)
         try:
             missing = []
             for key, visible in wanted.items():
@@ -183,29 +186,36 @@ class Reader:
                 else:
                     self.stats.add(frame_hits=1)
                     left.discard(key)
-                    self._submit_decode(key, frame, visible, errand)
+                    self._submit_decode(key, frame, visible, errand, rank)
             advice = self.advise(len(missing))
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
                 part = {key: wanted[key] for key in keys}
-                self._submit_fetch(batch, part, errand)
+                self._submit_fetch(batch, part, errand, next(self._ranks))
         finally:  # a Ctrl-C in between must leave nobody waiting
             self.abandon(left)
 
     def _submit_fetch(
-        self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand, *, again: bool = False
+        self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand, rank: int, *, again: bool = False
     ) -> None:
         try:
-            self._fetchers.add(functools.partial(self._fetch, batch, wanted, errand, again=again))
+            self._fetchers.add(functools.partial(self._fetch, batch, wanted, errand, rank, again=again), rank)
         except RuntimeError:  # somebody closed the slide meanwhile
             self.abandon(wanted)
 
     def _submit_decode(
-        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, *, again: bool = False
+        self,
+        key: FrameKey,
+        frame: EncodedFrame,
+        visible: tuple[int, int],
+        errand: Errand,
+        rank: int,
+        *,
+        again: bool = False,
     ) -> None:
         try:
-            self._decoders.add(functools.partial(self._decode, key, frame, visible, errand, again=again))
+            self._decoders.add(functools.partial(self._decode, key, frame, visible, errand, rank, again=again), rank)
         except RuntimeError:
             self.abandon((key,))
 
@@ -226,6 +236,7 @@ class Reader:
         batch: Batch,
         wanted: dict[FrameKey, tuple[int, int]],
         errand: Errand,
+        rank: int,
         *,
         again: bool,
     ) -> None:
@@ -249,9 +260,9 @@ class Reader:
                 self.stats.add(**{"disk_hits" if frame.from_disk else "frames": 1})
                 if errand.keep is not Keep.NOT:
                     self._frames.put(key, frame)
-                conclude = functools.partial(self._conclude, key, frame, visible, errand, again=again)
+                conclude = functools.partial(self._conclude, key, frame, visible, errand, rank, again=again)
                 if not guesses.confirm(frame, conclude):
-                    self._submit_decode(key, frame, visible, errand, again=again)
+                    self._submit_decode(key, frame, visible, errand, rank, again=again)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 for key in left:
@@ -262,10 +273,10 @@ class Reader:
             self.abandon(left)
 
     def _decode(
-        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, *, again: bool
+        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, rank: int, *, again: bool
     ) -> None:
         """Decode one frame; runs in a decode thread."""
-        self._conclude(key, frame, visible, errand, self._attempt(key, frame, visible, errand), again=again)
+        self._conclude(key, frame, visible, errand, rank, self._attempt(key, frame, visible, errand), again=again)
 
     def _attempt(
         self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand
@@ -290,6 +301,7 @@ class Reader:
         frame: EncodedFrame,
         visible: tuple[int, int],
         errand: Errand,
+        rank: int,
         outcome: Pixels | BaseException,
         *,
         again: bool,
@@ -308,7 +320,7 @@ class Reader:
         doubtful = frame.from_disk or (isinstance(outcome, TruncatedFrameError) and self.source.remote)
         if doubtful and not again:
             self.stats.add(retries=1)
-            self._submit_fetch(Batch(key[0], (key[1],)), {key: visible}, errand, again=True)
+            self._submit_fetch(Batch(key[0], (key[1],)), {key: visible}, errand, rank, again=True)
             return
         self._tiles.fail(key, _located(outcome, self._instances[key[0]], key[1]))
 

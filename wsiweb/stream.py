@@ -241,25 +241,26 @@ class Stream:
 
         Two lots are under way: planning more costs time and memory, and brings nothing sooner.
         """
+        if self._exhausted:
+            return
         advice = self._reader.advise(_MANY_FRAMES)
         lot = advice.requests * advice.max_frames
         if self._jobs and (self._ahead_bytes > self._budget_bytes * 3 // 4 or self._board.tiles_awaited > lot):
             return
-        while not self._exhausted and (
-            not self._jobs or (self._ahead_bytes < self._budget_bytes and self._board.tiles_awaited < 2 * lot)
-        ):
+        while not self._jobs or (self._ahead_bytes < self._budget_bytes and self._board.tiles_awaited < 2 * lot):
             read = next(self._reads, None)
             if read is None:
                 self._exhausted = True
-            else:
-                self._admit(read)
+                break
+            self._admit(read)
             if len(self._claimed) >= lot:
                 self._start()
         self._start()
 
     def _start(self) -> None:
         claimed, self._claimed = self._claimed, {}
-        self._reader.start(claimed, self._errand)
+        if claimed:
+            self._reader.start(claimed, self._errand)
 
     def _admit(self, read: Read) -> None:
         """Take up one plan, and claim the tiles that no plan before it wants."""

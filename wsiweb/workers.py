@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import heapq
+import itertools
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,14 +28,15 @@ class Workers:
         self._pool = ThreadPoolExecutor(threads, name)  # starts its threads on demand
         self._threads = threads
         self._lock = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
         self._spare: deque[Callable[[], None]] = deque()
         self._loops: set[Future[None]] = set()
         self._working = 0
         self._closed = False
 
-    def add(self, job: Callable[[], None]) -> None:
-        """Have a job done. It may raise nothing.
+    def add(self, job: Callable[[], None], rank: int = 0) -> None:
+        """Have a job done, before those of a higher rank. It may raise nothing.
 
         Raises
         ------
@@ -42,7 +45,7 @@ class Workers:
         """
         with self._lock:
             self._wake(1)
-            self._jobs.append(job)
+            heapq.heappush(self._jobs, (rank, next(self._order), job))
 
     def add_spare(self, job: Callable[[], None]) -> None:
         """Have a job done when there is no other, if at all."""
@@ -52,12 +55,10 @@ class Workers:
                 self._spare.append(job)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Do what the builtin does, in these threads and before all other jobs."""
+        """Do what the builtin does, in these threads."""
         todo = [(Future[Result](), item) for item in items]
-        jobs = [functools.partial(_fulfil, future, functools.partial(function, item)) for future, item in todo]
-        with self._lock:
-            self._wake(len(jobs))
-            self._jobs.extendleft(reversed(jobs))
+        for future, item in todo:
+            self.add(functools.partial(_fulfil, future, functools.partial(function, item)))
         return (future.result() for future, _ in todo)
 
     def close(self, seconds: float | None = None) -> None:
@@ -84,7 +85,7 @@ class Workers:
                 if not self._jobs and (self._closed or not self._spare):
                     self._working -= 1
                     return
-                job = (self._jobs or self._spare).popleft()
+                job = heapq.heappop(self._jobs)[2] if self._jobs else self._spare.popleft()
             job()
 
 
