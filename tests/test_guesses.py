@@ -11,7 +11,7 @@ import pytest
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every, fail_first
 
-from wsiweb import ReadOptions, Slide, WsiWebError, reader
+from wsiweb import ReadOptions, Slide, WsiWebError, codecs, reader
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.sources.base import EncodedFrame
 
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 30
 def decoded(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Counts the frames that were given to the decoder."""
     count = threading.Semaphore(0)
-    decode: Callable[..., Any] = reader.decode
+    decode: Callable[..., Any] = codecs.decode
 
     def counted(*args: Any, **keywords: Any) -> Any:
         try:

@@ -47,7 +47,7 @@ def test_a_view_holds_the_memory() -> None:
     pool = ArrayPool()
     array = pool.empty((256, 256, 3), np.uint8)
     array[...] = 7
-    views = [array[10:20, 5:, 1], memoryview(array)[3:], array.reshape(-1)[::2].view(np.int8)]
+    views = [array[10:20, 5:, 1], array.data[3:], array.reshape(-1)[::2].view(np.int8)]
     del array
     while views:
         others = [pool.empty((256, 256, 3), np.uint8) for _ in range(100)]
