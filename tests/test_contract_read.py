@@ -56,6 +56,7 @@ def assert_reads(slide: Slide, truth: SyntheticSlide, level: int, box: Box, key:
     assert result.dtype == expected.dtype
     assert result.flags.c_contiguous
     assert result.flags.writeable
+    assert result.flags.owndata  # what is kept of it holds nothing else
 
 
 @pytest.mark.parametrize("kind", KINDS)

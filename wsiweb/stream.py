@@ -15,8 +15,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from wsiweb import stitch
-from wsiweb.cache import AbandonedError
+from wsiweb.cache import AbandonedError, Keep
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.cache import Keep
     from wsiweb.memory import ArrayPool
     from wsiweb.plan import FrameKey, ReadPlan
     from wsiweb.reader import Reader
@@ -80,8 +81,9 @@ class Board:
     Does not know the stream: one that nobody iterates over any more is collected, and stops the work.
     """
 
-    def __init__(self, memory: ArrayPool) -> None:
+    def __init__(self, memory: ArrayPool, *, alone: bool) -> None:
         self._memory = memory
+        self._alone = alone
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wanted_by: dict[FrameKey, list[Job]] = {}
@@ -152,7 +154,9 @@ class Board:
     def array_of(self, job: Job) -> Pixels:
         """Return the array of a plan; made with the first tile, so that memory just let go by others serves again."""
         if job.array is None:
-            job.array = self._memory.empty(job.plan.shape, job.plan.dtype)
+            # One array alone, kept by its owner, would hold the slab of many.
+            empty = np.empty if self._alone and job.finish is None else self._memory.empty
+            job.array = empty(job.plan.shape, job.plan.dtype)
         return job.array
 
     def _paint_held(self, job: Job, array: Pixels) -> None:
@@ -188,7 +192,7 @@ class Stream:
         self._budget_bytes = budget_bytes
         self._exhausted = False
         self._errand = reader.begin(keep)
-        self._board = Board(reader.memory)
+        self._board = Board(reader.memory, alone=keep is Keep.YES)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
         self._errand.cancellation.on_cancel(lambda: events.put(Event()))
         self._jobs: deque[Job] = deque()
