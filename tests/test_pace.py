@@ -15,6 +15,7 @@ from wsiweb.sources.base import Cancellation
 from wsiweb.sources.pace import (
     BYTES,
     FRAMES_WHERE_REQUESTS_ARE_DEAR,
+    MOST_FRAMES,
     Conclusions,
     Pace,
     Sample,
@@ -103,8 +104,20 @@ def test_the_number_of_requests_is_the_best_of_the_model() -> None:
 
 def test_where_latency_rules_all_connections_are_used() -> None:
     seen = samples(0.1, 0.001, 100, in_flight=1) + samples(0.1, 0.001, 100, in_flight=8)
-    advice = paced(seen).advise(300)
-    assert (advice.requests, advice.max_frames) == (8, 64)
+    assert paced(seen).advise(300).requests == 8
+
+
+@pytest.mark.parametrize(("wait", "each", "expected"), [
+    (0.001, 0.0003, 64),  # near
+    (0.03, 0.0012, 100),
+    (0.1, 0.004, 100),
+    (0.1, 0.001, MOST_FRAMES),
+    (0.03, 0.02, 64),  # large frames
+])  # fmt: skip
+def test_the_wait_for_a_request_is_a_small_part_of_it(wait: float, each: float, expected: int) -> None:
+    """A connection carries nothing until the first frame comes."""
+    seen = samples(wait, each, 100, in_flight=1) + samples(wait, each, 100, in_flight=8)
+    assert paced(seen).advise(5000).max_frames == expected
 
 
 def test_requests_stay_below_a_size() -> None:

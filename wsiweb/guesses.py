@@ -6,6 +6,7 @@ what was asked for, in order: decoding need not wait for the end, only its resul
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from wsiweb.sources.base import EncodedFrame
 
-PATIENCE_SECONDS = 0.015
+PATIENCE_SECONDS = 0.002
 Result = TypeVar("Result")
 
 
@@ -93,8 +94,8 @@ class Guesses(Generic[Result]):
     allowance, result_bytes
         Where room for results comes from, and what each takes up until ``close``.
     patience_seconds
-        For how long nothing is begun: an answer that comes quickly is certain soon, and threads that compete with those
-        that receive it would only delay that.
+        From one frame to the next, before which nothing is begun: an answer that comes quickly is certain soon, and
+        threads that compete with those that receive it would only delay that.
     """
 
     def __init__(
@@ -112,16 +113,18 @@ class Guesses(Generic[Result]):
         self._result_bytes = result_bytes
         self._guesses: dict[int, Guess[Result]] = {}
         self._patience_seconds = patience_seconds
-        self._first_seconds: float | None = None
+        self._came_seconds = math.inf if patience_seconds else 0.0
+        self._slow = False
         self._waiting: list[EncodedFrame] = []
         self._taken_bytes = 0
 
     def preview(self, frame: EncodedFrame) -> None:
         """Have the work on what seems to be a frame begun, where the answer takes its time and there is room."""
         now = time.monotonic()
-        self._first_seconds = self._first_seconds or now
+        self._slow = self._slow or now - self._came_seconds >= self._patience_seconds
+        self._came_seconds = now
         self._waiting.append(frame)
-        if now - self._first_seconds < self._patience_seconds:
+        if not self._slow:
             return
         for waiting in self._waiting:
             if waiting.frame_number not in self._guesses and self._allowance.take(self._result_bytes):

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiweb.batch import Batch, batch_frames
@@ -60,6 +60,20 @@ class Errand:
     """What becomes of the tiles that it decodes; the encoded frames of those that are not kept are not either."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One tile to produce."""
+
+    key: FrameKey
+    visible: tuple[int, int]
+    """What of the tile must be there; see ``codecs.decode``."""
+    errand: Errand
+    rank: int
+    """By which what was wanted first is fetched and decoded first."""
+    again: bool = False
+    """Whether its frame has come once, and was no good."""
+
+
 class Reader:
     """Reads the frames of one slide in one process. Safe to share between threads."""
 
@@ -84,7 +98,7 @@ class Reader:
         self._fetchers = Workers(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
         self._early = Allowance(_EARLY_BYTES)
-        self._ranks = itertools.count()  # by which what was wanted first is fetched and decoded first
+        self._ranks = itertools.count()
 
     def stream(
         self,
@@ -186,38 +200,27 @@ class Reader:
                 else:
                     self.stats.add(frame_hits=1)
                     left.discard(key)
-                    self._submit_decode(key, frame, visible, errand, rank)
+                    self._submit_decode(Task(key, visible, errand, rank), frame)
             advice = self.advise(len(missing))
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
-                part = {key: wanted[key] for key in keys}
-                self._submit_fetch(batch, part, errand, next(self._ranks))
+                rank = next(self._ranks)
+                self._submit_fetch(batch, [Task(key, wanted[key], errand, rank) for key in keys])
         finally:  # a Ctrl-C in between must leave nobody waiting
             self.abandon(left)
 
-    def _submit_fetch(
-        self, batch: Batch, wanted: dict[FrameKey, tuple[int, int]], errand: Errand, rank: int, *, again: bool = False
-    ) -> None:
+    def _submit_fetch(self, batch: Batch, tasks: list[Task]) -> None:
         try:
-            self._fetchers.add(functools.partial(self._fetch, batch, wanted, errand, rank, again=again), rank)
+            self._fetchers.add(functools.partial(self._fetch, batch, tasks), tasks[0].rank)
         except RuntimeError:  # somebody closed the slide meanwhile
-            self.abandon(wanted)
+            self.abandon(task.key for task in tasks)
 
-    def _submit_decode(
-        self,
-        key: FrameKey,
-        frame: EncodedFrame,
-        visible: tuple[int, int],
-        errand: Errand,
-        rank: int,
-        *,
-        again: bool = False,
-    ) -> None:
+    def _submit_decode(self, task: Task, frame: EncodedFrame) -> None:
         try:
-            self._decoders.add(functools.partial(self._decode, key, frame, visible, errand, rank, again=again), rank)
+            self._decoders.add(functools.partial(self._decode, task, frame), task.rank)
         except RuntimeError:
-            self.abandon((key,))
+            self.abandon((task.key,))
 
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are asked for: as the source would have it, within the options."""
@@ -231,86 +234,63 @@ class Reader:
         for key in keys:
             self._tiles.fail(key, AbandonedError())
 
-    def _fetch(
-        self,
-        batch: Batch,
-        wanted: dict[FrameKey, tuple[int, int]],
-        errand: Errand,
-        rank: int,
-        *,
-        again: bool,
-    ) -> None:
-        """Fetch one batch; runs in a fetch thread. Every key is handed on, failed or abandoned."""
-        instance = self._instances[batch.instance_index]
-        left = dict(wanted)
-
-        def attempt(frame: EncodedFrame) -> Pixels | BaseException:
-            key = (batch.instance_index, frame.frame_number - 1)
-            return self._attempt(key, frame, wanted[key], errand)
-
-        guesses = Guesses(attempt, self._decoders.add_spare, self._early, instance.frame_bytes)
+    def _fetch(self, batch: Batch, tasks: list[Task]) -> None:
+        """Fetch one batch, of one errand; runs in a fetch thread. Every key is handed on, failed or abandoned."""
+        instance, errand, again = self._instances[batch.instance_index], tasks[0].errand, tasks[0].again
+        left = {task.key[1] + 1: task for task in tasks}
+        numbers = tuple(left)
+        task_of = dict(left)
+        guesses = Guesses(
+            lambda frame: self._attempt(task_of[frame.frame_number], frame),
+            self._decoders.add_spare,
+            self._early,
+            instance.frame_bytes,
+        )
         try:
             if errand.cancellation.cancelled:
                 return
-            numbers = tuple(frame_index + 1 for frame_index in batch.frame_indices)
-            request = instance.batch(numbers, fresh=again)
-            for frame in self.source.fetch(request, errand.cancellation, guesses.preview):
-                key = (batch.instance_index, frame.frame_number - 1)
-                visible = left.pop(key)
+            for frame in self.source.fetch(instance.batch(numbers, fresh=again), errand.cancellation, guesses.preview):
+                task = left.pop(frame.frame_number)
                 self.stats.add(**{"disk_hits" if frame.from_disk else "frames": 1})
                 if errand.keep is not Keep.NOT:
-                    self._frames.put(key, frame)
-                conclude = functools.partial(self._conclude, key, frame, visible, errand, rank, again=again)
-                if not guesses.confirm(frame, conclude):
-                    self._submit_decode(key, frame, visible, errand, rank, again=again)
+                    self._frames.put(task.key, frame)
+                if not guesses.confirm(frame, functools.partial(self._conclude, task, frame)):
+                    self._submit_decode(task, frame)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
-                for key in left:
-                    self._tiles.fail(key, error)
+                for task in left.values():
+                    self._tiles.fail(task.key, error)
                 left.clear()
         finally:
             guesses.close()
-            self.abandon(left)
+            self.abandon(task.key for task in left.values())
 
-    def _decode(
-        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand, rank: int, *, again: bool
-    ) -> None:
+    def _decode(self, task: Task, frame: EncodedFrame) -> None:
         """Decode one frame; runs in a decode thread."""
-        self._conclude(key, frame, visible, errand, rank, self._attempt(key, frame, visible, errand), again=again)
+        self._conclude(task, frame, self._attempt(task, frame))
 
-    def _attempt(
-        self, key: FrameKey, frame: EncodedFrame, visible: tuple[int, int], errand: Errand
-    ) -> Pixels | BaseException:
-        if errand.cancellation.cancelled:
+    def _attempt(self, task: Task, frame: EncodedFrame) -> Pixels | BaseException:
+        if task.errand.cancellation.cancelled:
             return AbandonedError()
-        instance = self._instances[key[0]]
+        instance = self._instances[task.key[0]]
         try:
             return decode(
                 frame,
                 instance.pixels,
                 transfer_syntax_uid=instance.transfer_syntax_uid,
-                visible=visible,
+                visible=task.visible,
                 empty=self.memory.empty,
             )
         except BaseException as error:  # noqa: BLE001  (a MemoryError, say: the caller shall have it)
             return error
 
-    def _conclude(
-        self,
-        key: FrameKey,
-        frame: EncodedFrame,
-        visible: tuple[int, int],
-        errand: Errand,
-        rank: int,
-        outcome: Pixels | BaseException,
-        *,
-        again: bool,
-    ) -> None:
+    def _conclude(self, task: Task, frame: EncodedFrame, outcome: Pixels | BaseException) -> None:
         """Resolve, fail or abandon a key by what decoding its frame has come to, or have the frame fetched again."""
+        key = task.key
         if not isinstance(outcome, BaseException):
             self.stats.add(decoded=1)
             outcome.flags.writeable = False  # shared from now on
-            self._tiles.resolve(key, outcome, errand.keep)
+            self._tiles.resolve(key, outcome, task.errand.keep)
             return
         if not isinstance(outcome, (DecodeError, UnsupportedError)):
             self._tiles.fail(key, outcome)
@@ -318,9 +298,9 @@ class Reader:
         self._frames.discard(key)
         # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
         doubtful = frame.from_disk or (isinstance(outcome, TruncatedFrameError) and self.source.remote)
-        if doubtful and not again:
+        if doubtful and not task.again:
             self.stats.add(retries=1)
-            self._submit_fetch(Batch(key[0], (key[1],)), {key: visible}, errand, rank, again=True)
+            self._submit_fetch(Batch(key[0], (key[1],)), [replace(task, again=True)])
             return
         self._tiles.fail(key, _located(outcome, self._instances[key[0]], key[1]))
 

@@ -279,14 +279,14 @@ class Stream:
         hits, ours = self._reader.claim(new, self._board.tell)
         self._reader.stats.add(tile_hits=len(plan.keys) - len(new) + len(hits), tile_misses=len(new) - len(hits))
         self._claimed.update((key, plan.visible(rows[key])) for key in ours)
-        self._paint(hits, plan)
+        self._paint(hits, job)
         if not plan.keys:
             self._board.complete(job)
 
-    def _paint(self, hits: dict[FrameKey, Pixels], plan: ReadPlan) -> None:
+    def _paint(self, hits: dict[FrameKey, Pixels], job: Job) -> None:
         """Paint tiles that were there; in the decode threads, where that is more work than waking them."""
         items = list(hits.items())
-        if plan.output_bytes < _WORTH_THREADS_BYTES:
+        if job.finish is None and job.plan.output_bytes < _WORTH_THREADS_BYTES:
             self._board.tell_all(items)
             return
         share = max(-(-len(items) // self._reader.options.decode_thread_count), 1)

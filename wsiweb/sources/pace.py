@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from wsiweb.sources.base import Cancellation
 
 FRAMES_WHERE_REQUESTS_ARE_DEAR = 400
+MOST_FRAMES = 192
+"""Where they are not: more would only come later."""
 BYTES = 8 << 20
 BYTES_WHERE_REQUESTS_ARE_DEAR = 16 << 20
 """Half of what the smallest known limit of an answer is (App Engine, 32 MB)."""
@@ -41,6 +43,8 @@ SECONDS_OF_OUR_OWN = 0.001
 TYPICAL_SECONDS_PER_FRAME = 0.0015
 """Until it is measured: 18 kB at 12 MB/s, on a line whose answers take ``TYPICAL_WAIT_SECONDS`` to begin."""
 TYPICAL_WAIT_SECONDS = 0.03
+MOST_TIMES_TYPICAL = 3.0
+"""That a frame is guessed to take, on lines whose answers begin late."""
 NOTICEABLE_SECONDS = 0.02
 """Waits shorter than that are not worth a conclusion."""
 TOGETHER_SECONDS = 1.0
@@ -107,14 +111,15 @@ class Pace:
     kind
         What is known of such services.
     wait_seconds
-        How long the metadata took to begin, where that is known: a service that is near sends frames sooner, too.
+        How long the metadata took to begin, where that is known: a service that is near sends frames sooner, too, and
+        one that is far later.
     """
 
     def __init__(
         self, max_connections: int, kind: ServiceKind = UNKNOWN, *, wait_seconds: float = TYPICAL_WAIT_SECONDS
     ) -> None:
         self.kind = kind
-        self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, 1.0)
+        self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL)
         self._changed = threading.Condition()
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
         self._connections = self._max_connections
@@ -209,7 +214,7 @@ class Pace:
         with self._changed:
             seen, connections, limit = self._conclusions, self._connections, self._max_frames
         requests = _best_requests(seen, frames, connections, self._frame_guess)
-        most, budget = SPREAD.max_frames, BYTES
+        most, budget = _worth_their_wait(seen), BYTES
         if seen.dear:
             most, budget = FRAMES_WHERE_REQUESTS_ARE_DEAR, BYTES_WHERE_REQUESTS_ARE_DEAR
             if _singles_pay(seen, frames, requests):
@@ -281,6 +286,17 @@ def _best_requests(seen: Conclusions, frames: int, connections: int, frame_guess
         work += seen.seconds_per_request / seen.parallel_requests
     best = math.sqrt((frame_guess if each is None else each) * frames / work)
     return min(max(round(best), 1), connections)
+
+
+def _worth_their_wait(seen: Conclusions) -> int:
+    """Return for how many frames of one request the wait for the first is no more than a fifth of the time.
+
+    A connection carries nothing while it waits.
+    """
+    if not seen.seconds_per_request or not seen.seconds_per_frame:
+        return SPREAD.max_frames
+    frames = int(4 * seen.seconds_per_request / seen.seconds_per_frame)
+    return min(max(frames, SPREAD.max_frames), MOST_FRAMES)
 
 
 def _singles_pay(seen: Conclusions, frames: int, requests: int) -> bool:
