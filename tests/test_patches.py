@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
-import textwrap
-import time
 import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -440,94 +436,3 @@ def test_breaking_out_stops_the_work(open_web: Opener, synthetic: SlideMaker) ->
     assert frames < 3600 / 4
     with pytest.raises(StopIteration):
         next(batches)
-
-
-# map ----------------------------------------------------------------------------------------------------
-
-
-def means(batch: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(batch.images.mean(axis=(1, 2)), np.float32)
-
-
-def test_map(slide: Slide, tmp_path: Path) -> None:
-    patches = slide.patches(100)
-    told = []
-    found = patches.map(
-        means, tmp_path / "out.npy", batch_size=8, progress=lambda done, total: told.append((done, total))
-    )
-    truth = [slide.read_region(0, x, y, 100, 100).mean(axis=(0, 1)) for x, y in zip(patches.x, patches.y, strict=True)]
-    np.testing.assert_allclose(found, truth, rtol=1e-5)
-    assert told[-1] == (35, 35)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.npy.journal", "out.npy"]
-    calls: list[int] = []
-    again = patches.map(lambda batch: calls.append(1) or means(batch), tmp_path / "out.npy", batch_size=8)  # type: ignore[func-returns-value]
-    np.testing.assert_array_equal(again, found)
-    assert not calls
-    with pytest.raises(RegionError, match=r"\.npy"):
-        patches.map(means, tmp_path / "out.txt")
-    with pytest.raises(WsiWebError, match="another plan"):
-        patches[1:].map(means, tmp_path / "out.npy", batch_size=8)
-    assert len(patches[:0].map(means, tmp_path / "none.npy")) == 0
-    assert len(patches[:0].map(means, tmp_path / "none.npy")) == 0
-
-
-def test_map_goes_on_where_it_broke_off(slide: Slide, tmp_path: Path) -> None:
-    patches = slide.patches(50)
-    whole = np.array(patches.map(means, tmp_path / "whole.npy", batch_size=8))
-    left = 5
-
-    def breaks(batch: Any) -> np.ndarray[Any, Any]:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise KeyboardInterrupt
-        return means(batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        patches.map(breaks, tmp_path / "out.npy", batch_size=8)
-    assert not (tmp_path / "out.npy").exists()
-    with pytest.raises(WsiWebError, match="another plan"):
-        patches[1:].map(means, tmp_path / "out.npy", batch_size=8)
-    sizes = []
-    patches.map(lambda batch: sizes.append(len(batch)) or means(batch), tmp_path / "out.npy", batch_size=8)  # type: ignore[func-returns-value]
-    assert sum(sizes) == len(patches) - 4 * 8
-    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), whole)
-    with pytest.raises(WsiWebError, match="returned"):
-        patches.map(lambda _batch: np.zeros(3), tmp_path / "bad.npy", batch_size=8)
-
-
-def test_map_survives_kills(synthetic: SlideMaker, tmp_path: Path) -> None:
-    folder = synthetic("rgb").folder
-    program = tmp_path / "run.py"
-    program.write_text(
-        textwrap.dedent(f"""
-        import sys, time
-        import numpy as np
-        from wsiweb import Slide
-        def means(batch):
-            time.sleep(0.02)
-            return batch.images.mean(axis=(1, 2)).astype(np.float32)
-        with Slide.open({str(folder)!r}) as slide:
-            slide.patches(50).map(means, sys.argv[1], batch_size=4)
-    """)
-    )
-    subprocess.run([sys.executable, program, tmp_path / "whole.npy"], check=True)
-    random = np.random.default_rng(1)
-    kills = 0
-    while not (tmp_path / "out.npy").exists():
-        process = subprocess.Popen([sys.executable, program, tmp_path / "out.npy"])
-        journal = tmp_path / ".out.npy.journal"
-        deadline = time.monotonic() + 60
-        before = journal.read_text() if journal.exists() else ""
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.read_text() != before:
-                time.sleep(float(random.uniform(0, 0.4)))
-                break
-            time.sleep(0.005)
-        if process.poll() is None and kills < 4:
-            process.kill()
-            kills += 1
-        process.wait()
-    assert kills
-    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()

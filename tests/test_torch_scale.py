@@ -67,7 +67,6 @@ def loader(kind: str, patches: Any, workers: int, method: str | None) -> Any:
     ("kind", "workers", "method"),
     [
         ("shuffled", 0, None),
-        ("stream", 0, None),
         ("shuffled", 2, "fork"),
         ("lists", 2, "forkserver"),
         ("stream", 2, "spawn"),

@@ -321,8 +321,8 @@ class PatchPlan:
         batch_size: int = 64,
         resume: bool = True,
         progress: bool | Callable[[int, int], None] | None = None,
-    ) -> npt.NDArray[Any]:
-        """Run a function over batches, into a ``.npy`` file of one row a patch; see ``mapping.map_to_file``.
+    ) -> Any:
+        """Run a function over batches, into a ``.npy`` or ``.zarr`` of one row a patch; see ``mapping.map_to_file``.
 
         A run that was killed goes on where it was, to the same file as if it had not been.
         """
