@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import pickle
 import tracemalloc
 from dataclasses import replace
@@ -20,9 +22,12 @@ from wsiweb.patches import order as orders
 from wsiweb.patches.tissue import TissueMask, otsu_threshold
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+
+    from wsiweb.patches import PatchPlan
 
 
 @pytest.fixture
@@ -425,6 +430,57 @@ def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthet
     assert next(iterator).index == 0  # what comes before it is there
     with pytest.raises(DecodeError):
         next(iterator)
+
+
+def leave_batches(patches: PatchPlan, _: Path) -> None:
+    for _batch in patches.batches(2):
+        break
+
+
+def leave_batches_with_skips(patches: PatchPlan, _: Path) -> None:
+    for _batch in patches.batches(2, on_error="skip"):
+        break
+
+
+def leave_patches(patches: PatchPlan, _: Path) -> None:
+    for _patch in patches:
+        break
+
+
+def leave_map(patches: PatchPlan, folder: Path) -> None:
+    def fails(_: Any) -> Any:
+        raise KeyError
+
+    with contextlib.suppress(KeyError):
+        patches.map(fails, folder / "out.npy", batch_size=2)
+
+
+@pytest.mark.parametrize("leave", [leave_batches, leave_batches_with_skips, leave_patches, leave_map])
+def test_leaving_a_loop_stops_the_work(
+    open_web: Opener, synthetic: SlideMaker, tmp_path: Path, leave: Callable[[PatchPlan, Path], None]
+) -> None:
+    """At once, and not when the garbage is collected."""
+    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50))
+    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
+    gc.disable()
+    try:
+        leave(slide.patches(50), tmp_path)
+        assert not slide._reader._active
+    finally:
+        gc.enable()
+
+
+def test_leaving_a_loop_that_skipped_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50), corrupt={(0, 1): b"nothing"})
+    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
+    gc.disable()
+    try:
+        for batch in slide.patches(50).batches(2, on_error="skip"):
+            assert batch.index.tolist() == [1]
+            break
+        assert not slide._reader._active
+    finally:
+        gc.enable()
 
 
 def test_breaking_out_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
