@@ -60,7 +60,8 @@ LAYERS = {
         ("patches.plan",),
         ("patches.mapping", "patches.plot", "patches.storage", "patches.writing"),
         ("export", "patches.batches", "patches.cost", "patches.order", "patches.rows"),
-        ("patches.layout", "patches.tissue", "patches.values"),
+        ("patches.layout", "patches.points", "patches.tissue", "patches.values"),
+        ("patches.packing",),
     ),
     "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream")),
     "I/O": (

@@ -252,6 +252,20 @@ def test_points(slide: Slide) -> None:
             plan.at(bad)
 
 
+def test_points_of_another_size(slide: Slide) -> None:
+    plan = slide.patches(32, level=1)
+    wide = plan.at([(100, 60), (400, 300)], (48, 20))
+    assert wide.size == (48, 20)
+    np.testing.assert_array_equal(wide[1].image, slide.read_region(1, 200, 150, 48, 20))
+    assert plan.at([(400, 300)], 64, centre=True).x.tolist() == [168]
+    large = plan.random(20, 3, size=200)
+    assert large[4].image.shape == (200, 200, 3)
+    assert (large.x + 200 <= 350).all()
+    for bad in (0, "a", (1, 2, 3)):
+        with pytest.raises(RegionError):
+            plan.at([(1, 2)], bad)  # type: ignore[arg-type]
+
+
 def test_random_places(slide: Slide) -> None:
     mask = np.zeros((53, 70), bool)
     mask[10:40, 20:50] = True
@@ -310,6 +324,43 @@ def test_plans_pickle(slide: Slide) -> None:
         np.testing.assert_array_equal(restored[0].image, plan[0].image)
         restored.slide.close()
         del copy
+
+
+def test_pickles_keep_what_is_known(slide: Slide, tmp_path: Path) -> None:
+    """Tissue too, of a mask or of a file; and the same plan has the same fingerprint wherever it comes from."""
+    mask = np.zeros((53, 70), bool)
+    mask[7:40, 13:50] = True
+    plan = slide.patches(16, mask=mask, min_tissue=0.1).shuffle(1)
+    plan.save(tmp_path / "plan.npz")
+    loaded = load(tmp_path / "plan.npz", slide)
+    points = plan.random(500, 2)
+    for one in (plan, loaded, points, points[30:40], loaded[5:9], plan.at(np.array([[200.0, 100.0]])), plan[:0]):
+        copy = pickle.loads(pickle.dumps(one))
+        for name in ("index", "x", "y", "tissue"):
+            np.testing.assert_array_equal(getattr(copy, name), getattr(one, name))
+        assert copy.fingerprint() == one.fingerprint()
+        copy.slide.close()
+    assert loaded.fingerprint() == plan.fingerprint()
+    assert len({one.fingerprint() for one in (plan, plan[1:], points, points[1:], slide.patches(16))}) == 5
+
+
+def test_what_goes_to_a_worker_is_little(open_web: Opener, synthetic: SlideMaker) -> None:
+    """Less than 100 kB, of 100,000 frames and as many patches; points that are sliced away stay here."""
+    slide = open_web(synthetic("jpeg-mono8", sizes=((3170, 3170),), tile_size=(10, 10)))
+    y, x = np.mgrid[:700, :1000]
+    mask = ((x - 500) / 400) ** 2 + ((y - 350) / 250) ** 2 + np.sin(x / 9) * np.sin(y / 7) / 10 < 1
+    plan = slide.patches(10, mask=mask)
+    assert len(slide.patches(10)) == 317 * 317
+    assert 40_000 < len(plan) < 50_000
+    for one in (
+        slide,
+        slide.levels[0],
+        slide.patches(10),
+        plan,
+        plan.shard(3, 8),
+        slide.patches(10).random(100_000)[:100],
+    ):
+        assert len(pickle.dumps(one)) < 100_000
 
 
 # Files ------------------------------------------------------------------------------------------------
