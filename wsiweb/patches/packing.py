@@ -17,7 +17,7 @@ def pack(column: npt.NDArray[Any]) -> Packed:
     """Compress a column: integers by their differences, which are mostly small; the bytes of each worth together."""
     if column.dtype.kind != "i":
         return "<f8", _pressed(column.astype("<f8"))
-    steps: npt.NDArray[np.int64] = np.diff(column.astype(np.int64, copy=False), prepend=np.int64(0))
+    steps = np.asarray(np.diff(column, prepend=column.dtype.type(0)), np.int64)
     return "<i8", _pressed(((steps << 1) ^ (steps >> 63)).astype("<i8"))  # small ones have no high bytes, either sign
 
 
