@@ -412,6 +412,28 @@ def test_coordinates_of_clam(slide: Slide, tmp_path: Path) -> None:
     np.testing.assert_array_equal(clam[1].image, slide.read_region(0, 300, 200, 64, 64))
 
 
+def test_hdf5_keeps_what_clam_has_no_words_for(slide: Slide, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    mask = np.zeros((53, 70), bool)
+    mask[7:40, 13:50] = True
+    plan = slide.patches(30, mpp=0.87, mask=mask, min_tissue=0.1).shuffle(2)[3:30]
+    plan.save(tmp_path / "plan.h5")
+    found = load(tmp_path / "plan.h5", slide)
+    for name in ("index", "x", "y", "x_base", "y_base", "tissue"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plan, name))
+    assert (found.mpp, found.fingerprint()) == (plan.mpp, plan.fingerprint())
+    with h5py.File(tmp_path / "plan.h5", "r+") as file:  # another tool knows better
+        kept, attributes = file["coords"][:4], dict(file["coords"].attrs)
+        del file["coords"]
+        file.create_dataset("coords", data=kept).attrs.update(attributes)
+    changed = load(tmp_path / "plan.h5", slide)
+    assert len(changed) == 4
+    np.testing.assert_allclose(changed.x_base, plan.x_base[:4], atol=1)  # on the pixels of a view of 52 / 30
+    with pytest.raises(RegionError, match="square"):
+        slide.patches((30, 20)).save(tmp_path / "oblong.h5")
+    assert not (tmp_path / "oblong.h5").exists()
+
+
 def test_tables(slide: Slide) -> None:
     pytest.importorskip("pandas")
     frame = slide.patches(100).to_pandas()
