@@ -109,3 +109,16 @@ def chained(plans: Sequence[PatchPlan], n: int) -> Iterator[tuple[int, PatchBatc
     finally:
         for batches in waiting:
             batches.close()
+
+
+def together(plans: Sequence[tuple[int, PatchPlan]]) -> Iterator[tuple[int, PatchBatch]]:
+    """Yield each numbered plan, of at least one patch, as one batch; all are fetched at the same time."""
+    waiting = [(number, plan.batches(len(plan))) for number, plan in plans]
+    try:
+        for _, batches in waiting:
+            batches.start()
+        for number, batches in waiting:
+            yield number, next(batches)
+    finally:
+        for _, batches in waiting:
+            batches.close()
