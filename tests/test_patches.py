@@ -18,7 +18,6 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from wsiweb import DecodeError, ReadOptions, RegionError, Slide, WsiWebError
 from wsiweb.patches import Otsu, load
-from wsiweb.patches import order as orders
 from wsiweb.patches.tissue import TissueMask, otsu_threshold
 
 if TYPE_CHECKING:
@@ -197,42 +196,6 @@ def test_shards_keep_the_order_and_hardly_share_frames(slide: Slide) -> None:
     for number, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(RegionError):
             patches.shard(number, count)
-
-
-class _Cache:
-    """An LRU cache of tiles that counts what it does not have."""
-
-    def __init__(self, room: int) -> None:
-        self.room, self.tiles, self.fetched = room, dict[tuple[int, int], None](), 0
-
-    def want(self, tile: tuple[int, int]) -> None:
-        if self.tiles.pop(tile, 0) == 0:
-            self.fetched += 1
-        self.tiles[tile] = None
-        if len(self.tiles) > self.room:
-            self.tiles.pop(next(iter(self.tiles)))
-
-
-@pytest.mark.parametrize(("tile", "patch", "local", "true"), [(240, 256, 1.37, 3.78), (1024, 224, 0.09, 1.29)])
-def test_frames_a_patch(tile: int, patch: int, local: float, true: float) -> None:
-    """Within 10 % of the best figures known, with 400 MB of decoded tiles, on 40,000 x 40,000 pixels."""
-    side = 40_000 // patch
-    x, y = np.tile(np.arange(side) * patch, side), np.repeat(np.arange(side) * patch, side)
-
-    def cost(order: np.ndarray[Any, Any]) -> float:
-        cache = _Cache(400_000_000 // (tile * tile * 3))
-        for left, top in zip(x[order].tolist(), y[order].tolist(), strict=True):
-            for column in range(left // tile, (left + patch - 1) // tile + 1):
-                for row in range(top // tile, (top + patch - 1) // tile + 1):
-                    cache.want((column, row))
-        return cache.fetched / len(x)
-
-    block = orders.block_side(patch, tile) * patch
-    rows = cost(np.arange(len(x)))
-    shuffled = cost(orders.shuffled(orders.blocks(x, y, block, block), len(x), 0))
-    assert shuffled <= local * 1.1
-    assert shuffled <= 1.5 * max(rows, local / 1.5)
-    assert cost(orders.shuffled(None, len(x), 0)) <= true * 1.1
 
 
 # Points -----------------------------------------------------------------------------------------------

@@ -161,7 +161,9 @@ class PatchPlan:
             little more than one that is read row by row. An integer is the side of a block in patches. None is a
             true shuffle, which fetches frames up to 26 times as often.
         """
-        return self._rows(order.shuffled(self._blocks(locality), len(self), seed))
+        by_tiles = locality == "auto" and self._block_pixels(None)[0] > order.BLOCK_PATCHES * self.stride[0]
+        buffer_blocks = order.BUFFER_BLOCKS_OF_TILES if by_tiles else order.BUFFER_BLOCKS
+        return self._rows(order.shuffled(self._blocks(locality), len(self), seed, buffer_blocks))
 
     def shard(self, number: int, count: int) -> PatchPlan:
         """Return part ``number`` (from 0) of ``count``: every patch is in one of them, neighbours in the same.
