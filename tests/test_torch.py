@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dicomweb_server import DICOMwebServer
+from faults import Fault, Request
 
-from wsiweb import RegionError
+from wsiweb import RegionError, Slide
 
 if TYPE_CHECKING:
     from conftest import Opener, SlideMaker
-
-    from wsiweb import Slide
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 data = pytest.importorskip("torch.utils.data")
@@ -75,12 +77,11 @@ def test_a_batch_is_fetched_together(open_web: Opener, synthetic: SlideMaker) ->
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_loaders(slide: Slide, workers: int, method: str) -> None:
+def test_loaders(slide: Slide, open_web: Opener, workers: int, method: str) -> None:
     if workers == 0 and method != "fork":
         pytest.skip("no process is started")
     patches = slide.patches(64).shuffle(1)
     slide.read_region(0, 0, 0, 10, 10)  # the parent has threads and connections
-    requests = slide.stats.requests
     loader = data.DataLoader(
         PatchDataset(patches), batch_size=16, num_workers=workers,
         multiprocessing_context=method if workers else None,
@@ -93,7 +94,7 @@ def test_loaders(slide: Slide, workers: int, method: str) -> None:
             check(slide, {name: column[row] for name, column in batch.items()}, 64)
         seen += batch["index"].tolist()
     assert seen == patches.index.tolist()
-    assert workers == 0 or slide.stats.requests >= requests
+    assert open_web.servers[0].count("metadata") == 1  # and the workers asked for none
 
 
 def test_a_sampler_of_batches(slide: Slide) -> None:
@@ -120,6 +121,30 @@ def test_several_slides(slide: Slide, open_web: Opener, synthetic: SlideMaker) -
     assert weights[:5].sum() == pytest.approx(weights[5:].sum())
     with pytest.raises(RegionError):
         PatchSet(plans, labels=["a"])
+
+
+def test_slides_of_a_batch_are_read_at_once(synthetic: SlideMaker) -> None:
+    """The frames of one are not held back until those of another have come."""
+    truths = [synthetic("rgb", sizes=((300, 200),)) for _ in range(3)]
+    asked, all_asked = set[str | None](), threading.Event()
+
+    def hold(request: Request) -> Fault | None:
+        if request.kind != "frames":
+            return None
+        asked.add(request.instance_uid)
+        if len(asked) == len(truths):
+            all_asked.set()
+        return None if all_asked.wait(10) else Fault(status=400)
+
+    with ExitStack() as stack:
+        server = stack.enter_context(DICOMwebServer(*(truth.folder for truth in truths)))
+        urls = [server.series_url(truth.study_uid, truth.series_uid) for truth in truths]
+        slides = [stack.enter_context(Slide.open(url)) for url in urls]
+        server.fault = hold
+        dataset = PatchSet([slide.patches(50) for slide in slides])
+        for sample in dataset.__getitems__([3, 30, 50, 4, 31]):
+            x, y, image = sample["x_base"], sample["y_base"], np.moveaxis(sample["image"].numpy(), 0, -1)
+            np.testing.assert_array_equal(image, truths[sample["slide"]].truth(0, x, y, 50, 50))
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (2, 3), (0, 2)])
@@ -150,6 +175,22 @@ def test_streams_of_several_slides_and_epochs(slide: Slide, open_web: Opener, sy
     for sample in dataset:
         check((slide, other)[sample["slide"]], sample, 64)
         break
+
+
+def test_streams_begin_anew(slide: Slide) -> None:
+    """After a loop that was left, too: only what was loaded makes a stream go on."""
+    patches = slide.patches(64)
+    dataset = PatchIterableDataset(patches, seed=2)
+    whole = [sample["index"] for sample in dataset]
+    for _ in zip(range(13), dataset, strict=False):
+        pass
+    assert [sample["index"] for sample in dataset] == whole
+    dataset.load_state_dict({"epoch": 0, "taken": 13})
+    assert dataset.state_dict() == {"epoch": 0, "taken": 13}
+    stream = iter(dataset)
+    assert [next(stream)["index"] for _ in range(4)] == whole[13:17]
+    assert dataset.state_dict() == {"epoch": 0, "taken": 17}
+    assert [sample["index"] for sample in dataset] == whole
 
 
 def test_streams_go_on(slide: Slide) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import RegionError
-from wsiweb.patches.batches import chained
+from wsiweb.patches.batches import chained, together
 
 try:
     import torch
@@ -96,12 +96,13 @@ class PatchSet(Dataset[Any]):
         wanted %= max(len(self), 1)
         plan_of = np.searchsorted(self._starts, wanted, side="right") - 1
         samples: list[Sample] = [{}] * len(wanted)
-        for number in np.unique(plan_of).tolist():
-            rows = np.flatnonzero(plan_of == number)
-            local = wanted[rows] - self._starts[number]
-            labels = None if self.labels is None else [self.labels[number][place] for place in local.tolist()]
-            found = _samples(self.plans[number].read(local), labels, self.transform)
-            for row, sample in zip(rows.tolist(), found, strict=True):
+        rows_of = {number: np.flatnonzero(plan_of == number) for number in np.unique(plan_of).tolist()}
+        local_of = {number: wanted[rows] - self._starts[number] for number, rows in rows_of.items()}
+        for number, batch in together([(number, self.plans[number].take(local)) for number, local in local_of.items()]):
+            places = local_of[number].tolist()
+            labels = None if self.labels is None else [self.labels[number][place] for place in places]
+            found = _samples(batch, labels, self.transform)
+            for row, sample in zip(rows_of[number].tolist(), found, strict=True):
                 samples[row] = sample if len(self.plans) == 1 else {**sample, "slide": number}
         return samples
 
@@ -165,19 +166,21 @@ class PatchIterableDataset(IterableDataset[Any]):
         self.transform = transform
         self.epoch = 0
         self._taken = 0
+        self._skip = 0  # of the next iteration
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, which changes the order where there is a seed."""
         self.epoch = epoch
-        self._taken = 0
+        self._taken = self._skip = 0
 
     def state_dict(self) -> dict[str, int]:
         """Return where this process's (or worker's) stream is."""
         return {"epoch": self.epoch, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another stream of the same part was."""
-        self.epoch, self._taken = state["epoch"], state["taken"]
+        """Let the next iteration go on where another stream of the same part was; those after it begin anew."""
+        self.epoch = state["epoch"]
+        self._taken = self._skip = state["taken"]
 
     def __len__(self) -> int:
         """Return how many patches this rank gets in all its workers."""
@@ -185,7 +188,8 @@ class PatchIterableDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Sample]:
         parts = [self._part(plan) for plan in self.plans]
-        skip = self._taken
+        skip = self._taken = self._skip
+        self._skip = 0
         for number, part in enumerate(parts):
             parts[number] = part[min(skip, len(part)) :]
             skip -= min(skip, len(part))

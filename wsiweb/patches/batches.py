@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -31,7 +32,7 @@ class Batches:
         self._skip = skip
         self._pending: list[npt.NDArray[Any]] = []
         self._done = 0
-        self._images = plan._images(self._targets(0))  # noqa: SLF001
+        self._images = plan._images(_targets(plan, n, 0, self._pending))  # noqa: SLF001
 
     def __iter__(self) -> Self:
         return self
@@ -55,22 +56,16 @@ class Batches:
         except WsiWebError as error:
             if not self._skip:
                 raise
-            self.skipped.append(SkippedPatch(int(self._plan.index[place]), error))
+            # Its traceback would hold this iterator, which then would not be gone when it is let go.
+            self.skipped.append(SkippedPatch(int(self._plan.index[place]), error.with_traceback(None)))
             # What was read ahead is cached; begin again behind the patch.
             current = self._pending[0]
             rest = iter(current[len(current) - (stop - place) + 1 :])
             self._pending[1:] = []
-            self._images = self._plan._rows(slice(place + 1, None))._images(self._targets(stop, rest))  # noqa: SLF001
+            targets = itertools.chain(rest, _targets(self._plan, self._n, stop, self._pending))
+            self._images = self._plan._rows(slice(place + 1, None))._images(targets)  # noqa: SLF001
             return False
         return True
-
-    def _targets(self, start: int, first: Iterator[npt.NDArray[Any]] | None = None) -> Iterator[npt.NDArray[Any]]:
-        """Yield the arrays that patches are read into: the rest of a batch, then those of the ones after it."""
-        yield from first or ()
-        for begin in range(start, len(self._plan), self._n):
-            rows = min(self._n, len(self._plan) - begin)
-            self._pending.append(np.empty((rows, *self._plan.shape), self._plan.dtype))
-            yield from self._pending[-1]
 
     @property
     def left(self) -> int:
@@ -85,6 +80,16 @@ class Batches:
         """Stop fetching and decoding ahead."""
         self._done = len(self._plan)
         self._images.close()
+
+
+def _targets(plan: PatchPlan, n: int, start: int, pending: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the arrays that patches from ``start`` on are read into; batches of them are appended to ``pending``.
+
+    Knows no iterator: one that is let go is gone at once, and stops the work, only if nothing it holds refers to it.
+    """
+    for begin in range(start, len(plan), n):
+        pending.append(np.empty((min(n, len(plan) - begin), *plan.shape), plan.dtype))
+        yield from pending[-1]
 
 
 def chained(plans: Sequence[PatchPlan], n: int) -> Iterator[tuple[int, PatchBatch]]:
@@ -103,4 +108,17 @@ def chained(plans: Sequence[PatchPlan], n: int) -> Iterator[tuple[int, PatchBatc
                 yield number, batch
     finally:
         for batches in waiting:
+            batches.close()
+
+
+def together(plans: Sequence[tuple[int, PatchPlan]]) -> Iterator[tuple[int, PatchBatch]]:
+    """Yield each numbered plan, of at least one patch, as one batch; all are fetched at the same time."""
+    waiting = [(number, plan.batches(len(plan))) for number, plan in plans]
+    try:
+        for _, batches in waiting:
+            batches.start()
+        for number, batches in waiting:
+            yield number, next(batches)
+    finally:
+        for _, batches in waiting:
             batches.close()

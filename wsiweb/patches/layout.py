@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
+from wsiweb.patches.packing import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,10 +34,6 @@ class Layout(Protocol):
 
     def positions(self, index: Integers) -> tuple[Integers, Integers]:
         """Return the left and the top edges of some patches, in pixels of the view."""
-        ...
-
-    def key(self) -> tuple[Any, ...]:
-        """Return plain values that say which layout it is, for fingerprints."""
         ...
 
 
@@ -76,10 +73,6 @@ class Grid:
             xs[mine], ys[mine] = x.at(column), y.at(row)
         return xs, ys
 
-    def key(self) -> tuple[Any, ...]:
-        """Return plain values that say which grid it is."""
-        return tuple((axis.start, axis.stride, axis.count, axis.last) for area in self.areas for axis in area)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Points:
@@ -95,9 +88,18 @@ class Points:
         """Return the left and the top edges of some patches, in pixels of the view."""
         return self.x[index], self.y[index]
 
-    def key(self) -> tuple[Any, ...]:
-        """Return plain values that say which points they are."""
-        return (self.x.tobytes(), self.y.tobytes())
+    def only(self, index: Integers) -> Points:
+        """Return the points at these places; others are at 0, which takes no room in a pickle."""
+        x, y = np.zeros_like(self.x), np.zeros_like(self.y)
+        x[index], y[index] = self.x[index], self.y[index]
+        return Points(x, y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"x": pack(self.x), "y": pack(self.y)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, packed in state.items():
+            object.__setattr__(self, name, unpack(packed))
 
 
 def grid(areas: Sequence[Rectangle], size: tuple[int, int], stride: tuple[int, int], edge: str) -> Grid:

@@ -12,7 +12,7 @@ from wsiweb import resolution
 from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.patches.layout import Points
 from wsiweb.patches.plan import PatchPlan
-from wsiweb.patches.storage import FORMAT, h5py, pandas, suffix_of
+from wsiweb.patches.storage import FORMAT, H5_GROUP, h5py, pandas, suffix_of
 
 if TYPE_CHECKING:
     import os
@@ -83,12 +83,20 @@ def _restored(path: Path, slide: Slide, description: dict[str, Any], columns: di
 
 
 def _load_h5(path: Path, slide: Slide) -> PatchPlan:
-    """Read ``coords`` of level-0 pixels, and the size of the patches, as CLAM and TRIDENT write them."""
+    """Read ``coords`` of level-0 pixels, and the size of the patches, as CLAM and TRIDENT write them.
+
+    A file of our own says more, as long as nobody has changed its coordinates.
+    """
     try:
         with h5py().File(path, "r") as file:
             coords, attributes = np.asarray(file["coords"]), dict(file["coords"].attrs)
-    except (OSError, KeyError) as error:
+            group = file.get(H5_GROUP, {})
+            columns = {name: np.asarray(column) for name, column in group.items()}
+            description = json.loads(group.attrs["description"]) if columns else None
+    except (OSError, KeyError, ValueError) as error:
         raise WsiWebError(f"{path} holds no coordinates as CLAM or TRIDENT write them: {error}") from error
+    if description and np.array_equal(coords, np.stack([columns["x_base"], columns["y_base"]], axis=1)):
+        return _restored(path, slide, description, columns)
     try:
         size = int(attributes["patch_size"])
         base_size = int(attributes.get("patch_size_level0", 0))

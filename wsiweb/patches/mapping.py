@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.errors import RegionError, WsiWebError
+from wsiweb.errors import WsiWebError
+from wsiweb.patches.rows import row_format
 
 if TYPE_CHECKING:
     import os
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from wsiweb.patches.values import PatchBatch
 
 
-_HEADER_BYTES = 128
-"""Of a .npy file: one that is no longer has no rows, and cannot be mapped."""
-
-
 def map_to_file(
     plan: PatchPlan,
     function: Callable[[PatchBatch], npt.ArrayLike],
@@ -33,7 +30,7 @@ def map_to_file(
     batch_size: int,
     resume: bool,
     progress: bool | Callable[[int, int], None] | None,
-) -> npt.NDArray[Any]:
+) -> Any:
     """Write ``function(batch)``, one row a patch, for all batches.
 
     Rows go to a hidden file beside ``out``, and a journal notes how many are there; the final name appears with the
@@ -49,7 +46,7 @@ def map_to_file(
         Gets a ``PatchBatch`` of up to ``batch_size``, returns an array ``(n, ...)`` of the same shape and dtype each
         time.
     out
-        Ends in ``.npy``.
+        Ends in ``.npy``, or in ``.zarr``: a folder with a chunk a batch. zarr is needed for that (``wsiweb[zarr]``).
     resume
         Whether to go on with what a run before has left; False begins anew.
     progress
@@ -57,18 +54,21 @@ def map_to_file(
 
     Returns
     -------
-    The rows, mapped from the file, read-only.
+    The rows, read-only: an array mapped from the ``.npy`` file, or a ``zarr.Array``.
 
     Raises
     ------
+    RegionError
+        ``out`` has another suffix.
+    UnsupportedError
+        zarr is asked for, and not installed.
     WsiWebError
         What is there belongs to another plan, or the function does not return rows as promised.
     """
     from wsiweb.export import progress_of  # noqa: PLC0415
 
     path = Path(out)
-    if path.suffix != ".npy":
-        raise RegionError(f"The results go to a .npy file, not to {path.name!r}.")
+    form = row_format(path)
     part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
     state = _state(journal) if resume else None
@@ -76,10 +76,10 @@ def map_to_file(
         raise WsiWebError(
             f"{journal} belongs to another plan or batch size. Choose another file, or pass resume=False to begin anew."
         )
-    if state is not None and state["done"] == len(plan) and path.exists():
-        return _rows(path)
+    if state is not None and state["done"] == len(plan) and path.exists() and not part.exists():
+        return form.read(path)
     done = 0 if state is None or not part.exists() else int(state["done"])
-    rows = np.load(part, mmap_mode="r+") if done else None
+    rows = form.reopen(part) if done else None
     with progress_of(progress, len(plan), "patches") as report:
         for batch in plan[done:].batches(batch_size):
             values = np.asarray(function(batch))
@@ -87,30 +87,24 @@ def map_to_file(
                 raise WsiWebError(f"The function returned {values.shape} for a batch of {len(batch)} patches.")
             if rows is None:
                 shape = (len(plan), *values.shape[1:])
-                rows = np.lib.format.open_memmap(part, mode="w+", dtype=values.dtype, shape=shape)
+                _note(journal, {**ticket, "done": 0})  # what it says of an earlier file is not of this one
+                rows = form.create(part, shape, values.dtype, batch_size)
             if values.shape[1:] != rows.shape[1:] or values.dtype != rows.dtype:
                 raise WsiWebError(
                     f"The function returned {values.dtype} {values.shape[1:]} a patch, and before "
                     f"{rows.dtype} {rows.shape[1:]}."
                 )
             rows[done : done + len(values)] = values
-            rows.flush()
+            form.flush(rows)
             done += len(values)
             _note(journal, {**ticket, "done": done})
             report(done, len(plan))
     if rows is None:  # of no patches
-        with part.open("wb") as stream:
-            np.save(stream, np.zeros(0))
+        form.create(part, (0,), np.dtype(np.float64), batch_size)
+        _note(journal, {**ticket, "done": 0})
     del rows
-    part.replace(path)
-    _note(journal, {**ticket, "done": done})  # stays, and tells what the file is about
-    return _rows(path)
-
-
-def _rows(path: Path) -> npt.NDArray[Any]:
-    """Return the rows of a file without reading them, where there are any."""
-    found: npt.NDArray[Any] = np.load(path) if path.stat().st_size <= _HEADER_BYTES else np.load(path, mmap_mode="r")
-    return found
+    form.publish(part, path)  # the journal stays, and tells what the file is about
+    return form.read(path)
 
 
 def _state(journal: Path) -> dict[str, Any] | None:

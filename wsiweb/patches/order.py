@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 BLOCK_PATCHES = 8
 """Side of a block, at least."""
-BLOCK_TILES = 4
+BLOCK_TILES = 5
 """Side of a block in tiles, at least: few of them are then shared with neighbours."""
 BUFFER_BLOCKS = 4
 """Blocks that are shuffled into each other."""
+BUFFER_BLOCKS_OF_TILES = 3
+"""The same, where the side is by the tiles: four blocks of 36 tiles of 1024 x 1024 would be more than 400 MB."""
 _BLOCKS_PER_SHARD = 4
 
 
@@ -38,8 +40,8 @@ def blocks(x: Integers, y: Integers, width: int, height: int) -> Integers:
     return block_of
 
 
-def shuffled(block_of: Integers | None, count: int, seed: int) -> Integers:
-    """Return a permutation: blocks in random order, patches in random order within ``BUFFER_BLOCKS`` of them.
+def shuffled(block_of: Integers | None, count: int, seed: int, buffer_blocks: int = BUFFER_BLOCKS) -> Integers:
+    """Return a permutation: blocks in random order, patches in random order within ``buffer_blocks`` of them.
 
     ``block_of`` is the block of each patch; None shuffles without regard to where patches lie.
     """
@@ -49,7 +51,7 @@ def shuffled(block_of: Integers | None, count: int, seed: int) -> Integers:
         return anywhere
     number = int(block_of.max(initial=-1)) + 1
     place = np.empty(number, np.int64)
-    place[random.permutation(number)] = np.arange(number) // BUFFER_BLOCKS
+    place[random.permutation(number)] = np.arange(number) // buffer_blocks
     shuffle: Integers = np.lexsort((random.random(count), place[block_of]))
     return shuffle
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,10 +13,10 @@ import numpy.typing as npt
 
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.patches import order
+from wsiweb.patches import order, packing, points
 from wsiweb.patches.batches import Batches
 from wsiweb.patches.cost import count_tiles
-from wsiweb.patches.layout import Integers, Layout, Points, to_base
+from wsiweb.patches.layout import Integers, Layout, Points, pair, to_base
 from wsiweb.patches.values import Floats, Patch, PatchBatch, PatchCost
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 _CHUNK = 4096
 """Rows that are turned into Python numbers at a time."""
 _MASK_CHUNK = 1 << 16
-_DRAWS = 200
-"""Rounds of drawing random places until there is tissue under enough of them."""
 _COMPRESSION = 10
 """About what JPEG makes of tissue: the guess where no frame has been seen yet."""
 
@@ -122,12 +119,10 @@ class PatchPlan:
     def fingerprint(self) -> str:
         """Return what tells this plan from any other: of the slide, the resolution, the places and their order."""
         view = self.view
-        known = (
-            self.slide.study_uid, self.slide.series_uid, view.level.index, view.level.size, view.scale, self.size,
-            self.layout.key(), len(self),
-        )  # fmt: skip
-        digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.index).astype("<i8", copy=False).tobytes())
+        known = self.slide.study_uid, self.slide.series_uid, view.level.index, view.level.size, view.scale, self.size
+        digest = hashlib.blake2b(repr((*known, len(self))).encode(), digest_size=16)
+        for column in (self.index, *self.layout.positions(self.index)):
+            digest.update(np.ascontiguousarray(column).astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
 
     # Other plans ------------------------------------------------------------------------------------
@@ -166,7 +161,9 @@ class PatchPlan:
             little more than one that is read row by row. An integer is the side of a block in patches. None is a
             true shuffle, which fetches frames up to 26 times as often.
         """
-        return self._rows(order.shuffled(self._blocks(locality), len(self), seed))
+        by_tiles = locality == "auto" and self._block_pixels(None)[0] > order.BLOCK_PATCHES * self.stride[0]
+        buffer_blocks = order.BUFFER_BLOCKS_OF_TILES if by_tiles else order.BUFFER_BLOCKS
+        return self._rows(order.shuffled(self._blocks(locality), len(self), seed, buffer_blocks))
 
     def shard(self, number: int, count: int) -> PatchPlan:
         """Return part ``number`` (from 0) of ``count``: every patch is in one of them, neighbours in the same.
@@ -199,13 +196,15 @@ class PatchPlan:
             sizes.append((order.block_side(stride, tile) if side is None else side) * stride)
         return sizes[0], sizes[1]
 
-    def at(self, xy: Any, *, centre: bool = False) -> PatchPlan:
-        """Return a plan of patches of this size and resolution at given points.
+    def at(self, xy: Any, size: int | tuple[int, int] | None = None, *, centre: bool = False) -> PatchPlan:
+        """Return a plan of patches of this resolution at given points.
 
         Parameters
         ----------
         xy
             ``(n, 2)``: left top corners in pixels of level 0.
+        size
+            Of the patches in output pixels; that of the plan by default.
         centre
             Whether the points are the patches' centres instead.
 
@@ -214,52 +213,31 @@ class PatchPlan:
         RegionError
             The points are no such array, or a patch would show nothing of the slide.
         """
-        points = np.asarray(xy, np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-            raise RegionError(f"Points are an array (n, 2) of x, y in level-0 pixels, not of shape {points.shape}.")
-        places = points / np.array(self.view.base_scale) - (np.array(self.size) / 2 if centre else 0)
-        corners = np.rint(places).astype(np.int64)
-        x, y = corners[:, 0].copy(), corners[:, 1].copy()
-        shown = (x < self.view.width) & (y < self.view.height) & (x > -self.size[0]) & (y > -self.size[1])
-        if not shown.all():
-            first = int(np.flatnonzero(~shown)[0])
-            raise RegionError(f"Point {first}, {points[first].tolist()}, shows nothing of the slide.")
-        return self._of_points(x, y)
+        if size is not None:
+            return self._sized(size).at(xy, centre=centre)
+        return self._of_points(*points.corners(self.view, self.size, xy, centre=centre))
 
-    def random(self, n: int, seed: int = 0) -> PatchPlan:
+    def random(self, n: int, seed: int = 0, *, size: int | tuple[int, int] | None = None) -> PatchPlan:
         """Return a plan of ``n`` patches at random places within the plan's areas, off the grid.
 
-        With a mask, each shows at least ``min_tissue``.
+        With a mask, each shows at least ``min_tissue``. Equal seeds give equal places; ``size`` is as for ``at``.
 
         Raises
         ------
         RegionError
             The areas have no room for a patch, or no such tissue was found.
         """
-        n = operator.index(n)
-        w, h = self.size
-        areas = [area for area in self.areas if area.w >= w and area.h >= h]
-        if n < 0 or not areas:
-            raise RegionError(f"There is no room for {n} patches of {w} x {h} pixels in the plan's areas.")
-        random = np.random.default_rng(seed)
-        room = np.array([[area.x, area.y, area.w - w + 1, area.h - h + 1] for area in areas])
-        weights = room[:, 2] * room[:, 3] / (room[:, 2] * room[:, 3]).sum()
-        found_x, found_y, found = [], [], 0
-        for _ in range(_DRAWS):
-            mine = room[random.choice(len(room), size=2 * n + 16, p=weights)]
-            x, y = (
-                random.integers(mine[:, 0], mine[:, 0] + mine[:, 2]),
-                random.integers(mine[:, 1], mine[:, 1] + mine[:, 3]),
-            )
-            if self.mask is not None:
-                enough = self._fractions(x, y) >= self.min_tissue - 1e-9
-                x, y = x[enough], y[enough]
-            found_x.append(x)
-            found_y.append(y)
-            found += len(x)
-            if found >= n:
-                return self._of_points(np.concatenate(found_x)[:n], np.concatenate(found_y)[:n])
-        raise RegionError(f"Only {found} places with at least {self.min_tissue:g} tissue were found, not {n}.")
+        if size is not None:
+            return self._sized(size).random(n, seed)
+
+        def enough(x: Integers, y: Integers) -> npt.NDArray[np.bool_]:
+            return np.asarray(self._fractions(x, y) >= self.min_tissue - 1e-9)
+
+        accept = None if self.mask is None else enough
+        return self._of_points(*points.draw(self.areas, self.size, operator.index(n), seed, accept))
+
+    def _sized(self, size: int | tuple[int, int]) -> PatchPlan:
+        return replace(self, size=pair(size, "size"))
 
     def _of_points(self, x: Integers, y: Integers) -> PatchPlan:
         tissue = np.full(len(x), np.nan) if self.mask is None else self._fractions(x, y)
@@ -321,8 +299,8 @@ class PatchPlan:
         batch_size: int = 64,
         resume: bool = True,
         progress: bool | Callable[[int, int], None] | None = None,
-    ) -> npt.NDArray[Any]:
-        """Run a function over batches, into a ``.npy`` file of one row a patch; see ``mapping.map_to_file``.
+    ) -> Any:
+        """Run a function over batches, into a ``.npy`` or ``.zarr`` of one row a patch; see ``mapping.map_to_file``.
 
         A run that was killed goes on where it was, to the same file as if it had not been.
         """
@@ -373,20 +351,22 @@ class PatchPlan:
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in self.__slots__}
-        steps = np.diff(self.index, prepend=np.int64(0)).astype("<i8")
-        state["index"] = zlib.compress(steps.tobytes(), 6)  # mostly ones
-        if self.mask is None:
-            state["tissue"] = None
+        state: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        if isinstance(self.layout, Points):
+            state["layout"] = self.layout.only(self.index)
+        state["index"] = packing.pack(self.index)
+        # A mask tells how much tissue there is.
+        state["tissue"] = None if self.mask is not None or np.isnan(self.tissue).all() else packing.pack(self.tissue)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        steps = np.frombuffer(zlib.decompress(state["index"]), "<i8")
-        state["index"] = np.cumsum(steps, dtype=np.int64)
-        if state["tissue"] is None:
-            state["tissue"] = np.full(len(steps), np.nan)
+        index, tissue = packing.unpack(state["index"]), state["tissue"]
+        state["index"] = index
+        state["tissue"] = np.full(len(index), np.nan) if tissue is None else packing.unpack(tissue)
         for name, value in state.items():
             object.__setattr__(self, name, value)
+        if self.mask is not None:
+            object.__setattr__(self, "tissue", self._fractions(*self.layout.positions(index)))
 
     def __repr__(self) -> str:
         resolution = f"{self.mpp[0]:g} µm/px" if self.mpp else f"level {self.level}"

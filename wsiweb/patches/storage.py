@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wsiweb.patches.plan import PatchPlan
 
 FORMAT = 1
+H5_GROUP = "wsiweb"
 _SUFFIXES = (".npz", ".parquet", ".h5", ".hdf5")
 
 
@@ -58,7 +59,11 @@ def _description(plan: PatchPlan) -> dict[str, Any]:
 
 
 def _save_h5(plan: PatchPlan, path: Path) -> None:
-    """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads."""
+    """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads; in a group of our own, what they lack."""
+    if plan.size[0] != plan.size[1]:
+        raise RegionError(
+            f"CLAM and TRIDENT keep square patches, not {plan.size[0]} x {plan.size[1]}; save this plan as .npz."
+        )
     base_scale = plan.view.base_scale
     with h5py().File(path, "w") as file:
         coords = file.create_dataset("coords", data=np.stack([plan.x_base, plan.y_base], axis=1))
@@ -70,6 +75,10 @@ def _save_h5(plan: PatchPlan, path: Path) -> None:
         coords.attrs["overlap"] = max(plan.size[0] - plan.stride[0], 0)
         coords.attrs["name"] = plan.slide.series_uid
         coords.attrs["level0_width"], coords.attrs["level0_height"] = plan.slide.size
+        group = file.create_group(H5_GROUP)
+        group.attrs["description"] = json.dumps(_description(plan))
+        for name, column in _columns(plan).items():
+            group.create_dataset(name, data=column, compression="gzip")
 
 
 def suffix_of(path: Path) -> str:

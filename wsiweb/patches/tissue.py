@@ -6,6 +6,7 @@ for patches that begin and end within mask pixels, too.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,16 @@ class TissueMask:
         np.cumsum(np.cumsum(mask, axis=0, dtype=np.int64), axis=1, out=self._sums[1:, 1:])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bits": np.packbits(self.mask), "shape": self.mask.shape, "base_size": self.base_size}
+        return {
+            "bits": zlib.compress(np.packbits(self.mask).tobytes()),
+            "shape": self.mask.shape,
+            "base_size": self.base_size,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         h, w = state["shape"]
-        mask = np.unpackbits(state["bits"], count=h * w).reshape(h, w).astype(np.bool_)
+        bits = np.frombuffer(zlib.decompress(state["bits"]), np.uint8)
+        mask = np.unpackbits(bits, count=h * w).reshape(h, w).astype(np.bool_)
         self.__init__(mask, state["base_size"])  # type: ignore[misc]
 
     def fractions(self, x: Floats, y: Floats, w: float, h: float) -> Floats:
