@@ -1,32 +1,24 @@
-"""Plans of patches: tissue, order, cost, files, and reading them."""
+"""Plans of patches: tissue, order, points, cost, pickles."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import pickle
 import tracemalloc
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.encaps import encapsulate, generate_frames
 
-from wsiweb import DecodeError, ReadOptions, RegionError, Slide, WsiWebError
+from wsiweb import RegionError, Slide
 from wsiweb.patches import Otsu, load
 from wsiweb.patches.tissue import TissueMask, otsu_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
-
-    from wsiweb.patches import PatchPlan
 
 
 @pytest.fixture
@@ -324,208 +316,3 @@ def test_what_goes_to_a_worker_is_little(open_web: Opener, synthetic: SlideMaker
         slide.patches(10).random(100_000)[:100],
     ):
         assert len(pickle.dumps(one)) < 100_000
-
-
-# Files ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_plans_are_kept(slide: Slide, tmp_path: Path, suffix: str, masked: bool) -> None:
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow")
-    mask = np.ones((5, 5), bool) if masked else None
-    plan = slide.patches(30, mpp=0.85, mask=mask).shuffle(2)[5:30]
-    plan.save(tmp_path / f"plan{suffix}")
-    found = load(tmp_path / f"plan{suffix}", slide)
-    for name in ("index", "x", "y", "x_base", "y_base", "tissue"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(plan, name))
-    np.testing.assert_array_equal(found[4].image, plan[4].image)
-    assert found.mpp == plan.mpp
-
-
-def test_a_plan_for_another_slide_is_refused(
-    slide: Slide, open_slide: Opener, synthetic: SlideMaker, tmp_path: Path
-) -> None:
-    slide.patches(60).save(tmp_path / "plan.npz")
-    with pytest.raises(WsiWebError, match="series"):
-        load(tmp_path / "plan.npz", open_slide(synthetic("jpeg-mono8")))
-    (tmp_path / "bad.npz").write_bytes(b"nonsense")
-    with pytest.raises(WsiWebError, match=r"bad\.npz"):
-        load(tmp_path / "bad.npz", slide)
-    with pytest.raises(RegionError, match="kept as"):
-        slide.patches(60).save(tmp_path / "plan.txt")
-
-
-def test_coordinates_of_clam(slide: Slide, tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    plan = slide.patches(40, level=1)
-    plan.save(tmp_path / "plan.h5")
-    with h5py.File(tmp_path / "plan.h5") as file:
-        np.testing.assert_array_equal(file["coords"][:, 0], plan.x_base)
-        assert file["coords"].attrs["patch_size"] == 40
-        assert file["coords"].attrs["patch_size_level0"] == 80
-    found = load(tmp_path / "plan.h5", slide)
-    np.testing.assert_array_equal(found.x_base, plan.x_base)
-    np.testing.assert_array_equal(found[7].image, plan[7].image)
-    with h5py.File(tmp_path / "clam.h5", "w") as file:  # as CLAM itself writes them
-        coords = file.create_dataset("coords", data=np.array([[10, 20], [300, 200]]))
-        coords.attrs["patch_size"], coords.attrs["patch_level"] = 64, 0
-    clam = load(tmp_path / "clam.h5", slide)
-    np.testing.assert_array_equal(clam[1].image, slide.read_region(0, 300, 200, 64, 64))
-
-
-def test_hdf5_keeps_what_clam_has_no_words_for(slide: Slide, tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    mask = np.zeros((53, 70), bool)
-    mask[7:40, 13:50] = True
-    plan = slide.patches(30, mpp=0.87, mask=mask, min_tissue=0.1).shuffle(2)[3:30]
-    plan.save(tmp_path / "plan.h5")
-    found = load(tmp_path / "plan.h5", slide)
-    for name in ("index", "x", "y", "x_base", "y_base", "tissue"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(plan, name))
-    assert (found.mpp, found.fingerprint()) == (plan.mpp, plan.fingerprint())
-    with h5py.File(tmp_path / "plan.h5", "r+") as file:  # another tool knows better
-        kept, attributes = file["coords"][:4], dict(file["coords"].attrs)
-        del file["coords"]
-        file.create_dataset("coords", data=kept).attrs.update(attributes)
-    changed = load(tmp_path / "plan.h5", slide)
-    assert len(changed) == 4
-    np.testing.assert_allclose(changed.x_base, plan.x_base[:4], atol=1)  # on the pixels of a view of 52 / 30
-    with pytest.raises(RegionError, match="square"):
-        slide.patches((30, 20)).save(tmp_path / "oblong.h5")
-    assert not (tmp_path / "oblong.h5").exists()
-
-
-def test_tables(slide: Slide) -> None:
-    pytest.importorskip("pandas")
-    frame = slide.patches(100).to_pandas()
-    assert list(frame.columns) == ["index", "x", "y", "x_base", "y_base", "tissue"]
-    assert len(frame) == 35
-
-
-def test_a_picture_of_the_plan(slide: Slide) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("agg")
-    axes = slide.patches(100, mask=np.ones((3, 3), bool)).plot()
-    assert len(axes.images) == 2
-    assert len(axes.collections) == 1
-    matplotlib.pyplot.close(axes.figure)
-
-
-# Reading ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [1, 4, 7, 100])
-def test_batches_are_what_regions_are(slide: Slide, n: int) -> None:
-    patches = slide.patches(90, edge="pad").shuffle(5)
-    place = 0
-    for batch in patches.batches(n):
-        for row in range(len(batch)):
-            truth = slide.read_region(0, int(batch.x[row]), int(batch.y[row]), 90, 90)
-            np.testing.assert_array_equal(batch.images[row], truth)
-            assert batch.index[row] == patches.index[place]
-            place += 1
-    assert place == len(patches)
-
-
-def test_any_rows_are_read_together(open_web: Opener, synthetic: SlideMaker) -> None:
-    slide = open_web(synthetic("rgb"))
-    patches = slide.patches(64)
-    batch = patches.read([5, 50, -1, 5])
-    assert batch.index.tolist() == [5, 50, len(patches) - 1, 5]
-    np.testing.assert_array_equal(batch.images[0], batch.images[3])
-    np.testing.assert_array_equal(batch.images[1], slide.read_region(0, int(patches.x[50]), int(patches.y[50]), 64, 64))
-    assert len(patches.read([])) == 0
-
-
-def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
-    truth = synthetic("jpeg-mono8", sizes=((400, 300),), tile_size=(50, 50))
-    file = next(iter(truth.folder.glob("*.dcm")))
-    dataset = pydicom.dcmread(file)
-    frames = list(generate_frames(dataset.PixelData, number_of_frames=48))
-    frames[10] = frames[10][:40]  # column 2, row 1
-    dataset.PixelData = encapsulate(frames)
-    dataset.save_as(tmp_path / "broken.dcm")
-    slide = open_slide(replace(truth, folder=tmp_path))
-    patches = slide.patches(100)  # 4 x 3, of four frames each: patch 1 shows the frame
-    with pytest.raises(DecodeError):
-        list(patches.batches(3))
-    for n in (1, 2, 5, 12):
-        batches = patches.batches(n, on_error="skip")
-        found = [
-            (int(index), image.copy())
-            for batch in batches
-            for index, image in zip(batch.index, batch.images, strict=True)
-        ]
-        assert [index for index, _ in found] == [index for index in range(12) if index != 1]
-        for index, image in found:
-            np.testing.assert_array_equal(image, truth.truth(0, int(patches.x[index]), int(patches.y[index]), 100, 100))
-        assert [(skipped.index, type(skipped.error)) for skipped in batches.skipped] == [(1, DecodeError)]
-    iterator = iter(patches)
-    assert next(iterator).index == 0  # what comes before it is there
-    with pytest.raises(DecodeError):
-        next(iterator)
-
-
-def leave_batches(patches: PatchPlan, _: Path) -> None:
-    for _batch in patches.batches(2):
-        break
-
-
-def leave_batches_with_skips(patches: PatchPlan, _: Path) -> None:
-    for _batch in patches.batches(2, on_error="skip"):
-        break
-
-
-def leave_patches(patches: PatchPlan, _: Path) -> None:
-    for _patch in patches:
-        break
-
-
-def leave_map(patches: PatchPlan, folder: Path) -> None:
-    def fails(_: Any) -> Any:
-        raise KeyError
-
-    with contextlib.suppress(KeyError):
-        patches.map(fails, folder / "out.npy", batch_size=2)
-
-
-@pytest.mark.parametrize("leave", [leave_batches, leave_batches_with_skips, leave_patches, leave_map])
-def test_leaving_a_loop_stops_the_work(
-    open_web: Opener, synthetic: SlideMaker, tmp_path: Path, leave: Callable[[PatchPlan, Path], None]
-) -> None:
-    """At once, and not when the garbage is collected."""
-    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50))
-    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
-    gc.disable()
-    try:
-        leave(slide.patches(50), tmp_path)
-        assert not slide._reader._active
-    finally:
-        gc.enable()
-
-
-def test_leaving_a_loop_that_skipped_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
-    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50), corrupt={(0, 1): b"nothing"})
-    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
-    gc.disable()
-    try:
-        for batch in slide.patches(50).batches(2, on_error="skip"):
-            assert batch.index.tolist() == [1]
-            break
-        assert not slide._reader._active
-    finally:
-        gc.enable()
-
-
-def test_breaking_out_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
-    truth = synthetic("rgb", sizes=((3000, 3000),), tile_size=(50, 50))
-    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000))
-    batches = slide.patches(50).batches(2)
-    next(batches)
-    batches.close()
-    frames = slide.stats.frames
-    assert frames < 3600 / 4
-    with pytest.raises(StopIteration):
-        next(batches)

@@ -1,0 +1,144 @@
+"""Reading plans of patches: batches, errors, and loops that are left."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.encaps import encapsulate, generate_frames
+
+from wsiweb import DecodeError, ReadOptions, Slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Opener, SlideMaker
+
+    from wsiweb.patches import PatchPlan
+
+
+@pytest.fixture
+def slide(open_slide: Opener, synthetic: SlideMaker) -> Slide:
+    """700 x 530, 350 x 265 and 175 x 132 pixels."""
+    return open_slide(synthetic("rgb"))
+
+
+@pytest.mark.parametrize("n", [1, 4, 7, 100])
+def test_batches_are_what_regions_are(slide: Slide, n: int) -> None:
+    patches = slide.patches(90, edge="pad").shuffle(5)
+    place = 0
+    for batch in patches.batches(n):
+        for row in range(len(batch)):
+            truth = slide.read_region(0, int(batch.x[row]), int(batch.y[row]), 90, 90)
+            np.testing.assert_array_equal(batch.images[row], truth)
+            assert batch.index[row] == patches.index[place]
+            place += 1
+    assert place == len(patches)
+
+
+def test_any_rows_are_read_together(open_web: Opener, synthetic: SlideMaker) -> None:
+    slide = open_web(synthetic("rgb"))
+    patches = slide.patches(64)
+    batch = patches.read([5, 50, -1, 5])
+    assert batch.index.tolist() == [5, 50, len(patches) - 1, 5]
+    np.testing.assert_array_equal(batch.images[0], batch.images[3])
+    np.testing.assert_array_equal(batch.images[1], slide.read_region(0, int(patches.x[50]), int(patches.y[50]), 64, 64))
+    assert len(patches.read([])) == 0
+
+
+def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
+    truth = synthetic("jpeg-mono8", sizes=((400, 300),), tile_size=(50, 50))
+    file = next(iter(truth.folder.glob("*.dcm")))
+    dataset = pydicom.dcmread(file)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=48))
+    frames[10] = frames[10][:40]  # column 2, row 1
+    dataset.PixelData = encapsulate(frames)
+    dataset.save_as(tmp_path / "broken.dcm")
+    slide = open_slide(replace(truth, folder=tmp_path))
+    patches = slide.patches(100)  # 4 x 3, of four frames each: patch 1 shows the frame
+    with pytest.raises(DecodeError):
+        list(patches.batches(3))
+    for n in (1, 2, 5, 12):
+        batches = patches.batches(n, on_error="skip")
+        found = [
+            (int(index), image.copy())
+            for batch in batches
+            for index, image in zip(batch.index, batch.images, strict=True)
+        ]
+        assert [index for index, _ in found] == [index for index in range(12) if index != 1]
+        for index, image in found:
+            np.testing.assert_array_equal(image, truth.truth(0, int(patches.x[index]), int(patches.y[index]), 100, 100))
+        assert [(skipped.index, type(skipped.error)) for skipped in batches.skipped] == [(1, DecodeError)]
+    iterator = iter(patches)
+    assert next(iterator).index == 0  # what comes before it is there
+    with pytest.raises(DecodeError):
+        next(iterator)
+
+
+def leave_batches(patches: PatchPlan, _: Path) -> None:
+    for _batch in patches.batches(2):
+        break
+
+
+def leave_batches_with_skips(patches: PatchPlan, _: Path) -> None:
+    for _batch in patches.batches(2, on_error="skip"):
+        break
+
+
+def leave_patches(patches: PatchPlan, _: Path) -> None:
+    for _patch in patches:
+        break
+
+
+def leave_map(patches: PatchPlan, folder: Path) -> None:
+    def fails(_: Any) -> Any:
+        raise KeyError
+
+    with contextlib.suppress(KeyError):
+        patches.map(fails, folder / "out.npy", batch_size=2)
+
+
+@pytest.mark.parametrize("leave", [leave_batches, leave_batches_with_skips, leave_patches, leave_map])
+def test_leaving_a_loop_stops_the_work(
+    open_web: Opener, synthetic: SlideMaker, tmp_path: Path, leave: Callable[[PatchPlan, Path], None]
+) -> None:
+    """At once, and not when the garbage is collected."""
+    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50))
+    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
+    gc.disable()
+    try:
+        leave(slide.patches(50), tmp_path)
+        assert not slide._reader._active
+    finally:
+        gc.enable()
+
+
+def test_leaving_a_loop_that_skipped_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("jpeg-mono8", sizes=((1000, 1000),), tile_size=(50, 50), corrupt={(0, 1): b"nothing"})
+    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000, frames_per_request=2))
+    gc.disable()
+    try:
+        for batch in slide.patches(50).batches(2, on_error="skip"):
+            assert batch.index.tolist() == [1]
+            break
+        assert not slide._reader._active
+    finally:
+        gc.enable()
+
+
+def test_breaking_out_stops_the_work(open_web: Opener, synthetic: SlideMaker) -> None:
+    truth = synthetic("rgb", sizes=((3000, 3000),), tile_size=(50, 50))
+    slide = open_web(truth, options=ReadOptions(readahead_bytes=100_000))
+    batches = slide.patches(50).batches(2)
+    next(batches)
+    batches.close()
+    frames = slide.stats.frames
+    assert frames < 3600 / 4
+    with pytest.raises(StopIteration):
+        next(batches)
