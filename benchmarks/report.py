@@ -17,9 +17,13 @@ BEGIN, END = "<!-- benchmark table -->", "<!-- end of benchmark table -->"
 
 
 def medians(run: Json) -> dict[tuple[str, str], dict[str, Json]]:
-    """Return medians by workload and profile, then reader; a reader that only failed has its ``error``."""
+    """Return medians by workload and profile, then reader; a reader that only failed has its ``error``.
+
+    Workloads come in the order in which they are listed, whatever the order they were measured in.
+    """
     groups: dict[tuple[str, str], dict[str, list[Json]]] = {}
-    for result in run["results"]:
+    place = list(WORKLOADS).index
+    for result in sorted(run["results"], key=lambda result: place(result["workload"])):
         key = result["workload"], result["profile"]
         groups.setdefault(key, {}).setdefault(result["reader"], []).append(result)
     return {key: {reader: _median(results) for reader, results in readers.items()} for key, readers in groups.items()}
