@@ -251,18 +251,21 @@ def test_a_server_that_works_on_one_request_at_a_time_is_asked_for_much_at_once(
             with turns:
                 served += 1
                 threading.Event().wait(0.15)
-        return None
+            return None
+        return Fault(latency_seconds=0.05)  # at such a distance a first read is spread over many requests
 
     server.fault = work
-    with Slide.open(server.series_url(big.study_uid, big.series_uid), options=ReadOptions(tile_cache_bytes=0)) as slide:
+    options = ReadOptions(tile_cache_bytes=0, frame_cache_bytes=0)
+    with Slide.open(server.series_url(big.study_uid, big.series_uid), options=options) as slide:
         for row in range(3):
             slide.read_region(0, 0, 256 * row, 200, 200)  # alone
-        slide.read_region(0, 256, 0, 2048, 2048)  # together; over two requests at least, which may tell too little
-        slide.read_region(0, 256, 2048, 2048, 2048)
-        assert server.count("frames") > 4
-        server.forget()
-        region = slide.read_region(0, 2400, 0, 1800, 4100)
-        assert server.count("frames") <= 2
+        requests = []
+        while requests[-1:] not in ([1], [2]) and len(requests) < 10:  # how soon depends on how busy this machine is
+            server.forget()
+            region = slide.read_region(0, 2400, 0, 1800, 4100)  # together
+            requests.append(server.count("frames"))
+        assert requests[0] > requests[-1]
+        assert requests[-1] <= 2
         np.testing.assert_array_equal(region, big.truth(0, 2400, 0, 1800, 4100))
         traits = slide.stats.service
         assert traits is not None
