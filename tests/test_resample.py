@@ -95,7 +95,7 @@ def test_reduction_is_the_mean_over_area(case: tuple[Array, Pair, Pair, tuple[in
     with pytest.MonkeyPatch.context() as patch:
         result = reduce_area(source, origin=origin, scale=scale, size=(w, h))
         patch.setattr(resample, "_TILE_ROWS", tile)
-        patch.setattr(resample, "_TILE_COLUMNS", 10 - tile)
+        patch.setattr(resample, "_TILE_SAMPLES", 3 * (10 - tile))
         in_tiles = reduce_area(source, origin=origin, scale=scale, size=(w, h))
     assert_rounded(result, reference_reduction(source, origin, scale, (w, h)), dtype=source.dtype)
     np.testing.assert_array_equal(in_tiles, result)
@@ -108,7 +108,7 @@ def test_enlargement_interpolates_between_centres(case: tuple[Array, Pair, Pair,
     with pytest.MonkeyPatch.context() as patch:
         result = enlarge_bilinear(source, origin=origin, scale=scale, size=size)
         patch.setattr(resample, "_TILE_ROWS", tile)
-        patch.setattr(resample, "_TILE_COLUMNS", 10 - tile)
+        patch.setattr(resample, "_TILE_SAMPLES", 3 * (10 - tile))
         in_tiles = enlarge_bilinear(source, origin=origin, scale=scale, size=size)
     assert_rounded(result, reference_enlargement(source, origin, scale, size), dtype=source.dtype)
     np.testing.assert_array_equal(in_tiles, result)

@@ -1,12 +1,14 @@
 """Resample arrays to any scale: reduce by area weighting, enlarge bilinearly. Pure; knows no levels and no mpp.
 
-Both are separable sums of source rows, then of source columns. The work goes in tiles that are transposed in
-between, so that either sum adds long contiguous rows, and temporary memory stays at a few megabytes. What a pixel
-becomes depends neither on the tiles nor, but for rounding at ties, on where the source array was cut out.
+Both are separable weighted sums, of source rows and then of source columns: products with a matrix that has weights
+along its diagonal only, of which small blocks are multiplied. The work goes in tiles, so that temporary memory stays
+at a few megabytes. What a pixel becomes depends neither on the tiles nor, but for rounding at ties, on where the
+source array was cut out.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -21,8 +23,8 @@ _Float: TypeAlias = npt.NDArray[np.floating[Any]]
 _Index: TypeAlias = npt.NDArray[np.intp]
 
 _GRID = 2.0**24  # of edges in a pixel: weights on it are exact in float32, and float noise of the caller falls away
-_TILE_ROWS, _TILE_COLUMNS = 96, 1024  # at most, of source and output
-_PADDING = 16  # keeps rows off power-of-two distances, at which a transposition misses the cache
+_TILE_ROWS, _TILE_SAMPLES = 384, 1024  # of the source, about
+_ONE_THREAD = 200_000  # multiplications in a product up to which OpenBLAS starts no threads of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,34 @@ class _Taps:
     total: npt.NDArray[np.float64]
     """Sum of all weights, to divide by."""
 
-    def part(self, start: int, stop: int) -> _Taps:
-        """Return the taps of the output pixels from ``start`` to before ``stop``, relative to the first pixel."""
-        base = self.first[start]
-        return _Taps(
-            self.first[start:stop] - base,
-            self.last[start:stop] - base,
-            self.first_weight[start:stop],
-            self.last_weight[start:stop],
-            self.total[start:stop],
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The output pixels of one axis, several neighbours at a time: a product of matrices makes them."""
+
+    count: int
+    """Output pixels of a block; the last one may have some that nobody wants."""
+    span: int
+    """Source pixels of a block."""
+    weights: _Float
+    """``(blocks, count, span)``."""
+    pixels: _Index
+    """``(blocks, span)``: which source pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A run of blocks."""
+
+    blocks: slice
+    start: int
+    """First source pixel of it."""
+    stop: int
+
+    @property
+    def count(self) -> int:
+        """How many blocks."""
+        return int(self.blocks.stop - self.blocks.start)
 
 
 def reduce_area(
@@ -174,41 +194,69 @@ def _resample(
     # float32 holds means of 8-bit samples to less than the bias, which takes ties up in spite of rounding
     precision: type[np.floating[Any]]
     precision, bias = (np.float32, 2.0**-13) if source.dtype == np.uint8 else (np.float64, 2.0**-24)
-    step_y = max(1, int(_TILE_ROWS / max(scale[1], 1)))
-    step_x = max(1, int(_TILE_COLUMNS / max(scale[0], 1)))
-    for top in range(0, height, step_y):
-        bottom = min(top + step_y, height)
-        source_rows = slice(rows.first[top], rows.last[bottom - 1] + 1)
-        row_part = rows.part(top, bottom)
-        for left in range(0, width, step_x):
-            right = min(left + step_x, width)
-            source_columns = slice(columns.first[left], columns.last[right - 1] + 1)
-            tile: _Float = source[source_rows, source_columns].astype(precision, order="C")
-            summed = _sum_rows(tile.reshape(len(tile), -1), row_part)
-            turned = np.ascontiguousarray(summed.T).reshape(tile.shape[1], -1)
-            means = _sum_rows(turned, columns.part(left, right))
-            means += 0.5 + bias
-            levels = np.ascontiguousarray(means).astype(source.dtype).reshape(-1, bottom - top)
-            flat_result[top:bottom, left * samples : right * samples] = levels.T
+    down = _blocks(rows, _per_block(scale[1]), len(source), precision)
+    across = _blocks(columns, _per_block(scale[0]), source.shape[1], precision)
+    mixing = _of_interleaved(across.weights, samples)
+    starts, step = (across.pixels[:, 0] * samples).tolist(), across.count * samples
+    tiles_down = _tiles(down, _TILE_ROWS / max(scale[1], 1))
+    tile_columns = min(_TILE_SAMPLES, _ONE_THREAD / down.weights[0].size) / samples
+    tiles_across = _tiles(across, tile_columns / max(scale[0], 1))
+    # Memory for one tile serves for all: new memory would cost as much as the sums.
+    most_rows, most_columns = tiles_down[0].count, max(tile.stop - tile.start for tile in tiles_across) * samples
+    tile_memory = np.empty(most_rows * down.span * most_columns, precision)
+    summed_memory = np.empty(most_rows * down.count * most_columns, precision)
+    means_memory = np.empty((most_rows * down.count, tiles_across[0].count * step), precision)
+    for y, x in itertools.product(tiles_down, tiles_across):
+        part = source[down.pixels[y.blocks], x.start : x.stop].reshape(y.count, down.span, -1)
+        tile = tile_memory[: part.size].reshape(part.shape)
+        tile[...] = part
+        summed = summed_memory[: y.count * down.count * part.shape[2]].reshape(y.count, down.count, -1)
+        np.matmul(down.weights[y.blocks], tile, out=summed)
+        lines = summed.reshape(y.count * down.count, -1)
+        means = means_memory[: len(lines), : x.count * step]
+        for n, (start, weights) in enumerate(zip(starts[x.blocks], mixing[x.blocks], strict=True)):
+            mixed = lines[:, start - x.start * samples :][:, : across.span * samples]
+            np.matmul(mixed, weights, out=means[:, n * step : (n + 1) * step])
+        top, left = y.blocks.start * down.count, x.blocks.start * across.count
+        means = means[: height - top, : (width - left) * samples]
+        bottom, right = top + len(means), left + means.shape[1] // samples
+        means *= np.repeat(1 / columns.total[left:right], samples).astype(precision)
+        means *= (1 / rows.total[top:bottom]).astype(precision)[:, np.newaxis]
+        means += 0.5 + bias
+        flat_result[top:bottom, left * samples : right * samples] = means
     return result
 
 
-def _sum_rows(source: _Float, taps: _Taps) -> _Float:
-    """Return the weighted means of rows of a 2-D array; in padded memory, made to be transposed."""
-    first_weight, last_weight, reciprocal = (
-        weight.astype(source.dtype)[:, np.newaxis] for weight in (taps.first_weight, taps.last_weight, 1 / taps.total)
-    )
-    width = source.shape[1]
-    means: _Float = np.empty((len(taps.first), width + _PADDING), source.dtype)[:, :width]
-    np.multiply(source.take(taps.first, axis=0), first_weight, out=means)
-    if last_weight.any():
-        means += source.take(taps.last, axis=0) * last_weight
-    between = taps.last - taps.first - 1
-    for offset in range(1, int(between.max()) + 1):
-        if (between >= offset).all():
-            means += source.take(taps.first + offset, axis=0)
-        else:
-            some = np.flatnonzero(between >= offset)
-            means[some] += source.take(taps.first[some] + offset, axis=0)
-    means *= reciprocal
-    return means
+def _per_block(scale: float) -> int:
+    """Return how many output pixels are made by one product: more would mostly multiply zeros."""
+    return 8 if scale <= 4 else 4 if scale <= 16 else 2
+
+
+def _tiles(blocks: _Blocks, outputs: float) -> list[_Tile]:
+    """Part the blocks of one axis into runs that make about so many output pixels."""
+    step, last = max(int(outputs) // blocks.count, 1), len(blocks.pixels)
+    runs = [slice(n, min(n + step, last)) for n in range(0, last, step)]
+    return [_Tile(run, int(blocks.pixels[run.start, 0]), int(blocks.pixels[run.stop - 1, -1]) + 1) for run in runs]
+
+
+def _blocks(taps: _Taps, count: int, available: int, precision: type[np.floating[Any]]) -> _Blocks:
+    outputs = len(taps.first)
+    block, row = np.divmod(np.arange(outputs), count)
+    begin = taps.first[::count]
+    span = int((taps.last[np.minimum(np.arange(count, outputs + count, count), outputs) - 1] - begin).max()) + 1
+    begin = np.minimum(begin, available - span)
+    first, last, offset = taps.first - begin[block], taps.last - begin[block], np.arange(span)
+    weights = np.zeros((len(begin), count, span), precision)
+    weights[block, row] = (offset > first[:, np.newaxis]) & (offset < last[:, np.newaxis])
+    weights[block, row, first] = taps.first_weight
+    weights[block, row, last] += taps.last_weight.astype(precision)
+    return _Blocks(count, span, weights, begin[:, np.newaxis] + offset)
+
+
+def _of_interleaved(weights: _Float, samples: int) -> _Float:
+    """Return the weights, transposed, of rows in which the samples of a pixel lie side by side."""
+    blocks, count, span = weights.shape
+    mixing = np.zeros((blocks, span, samples, count, samples), weights.dtype)
+    for sample in range(samples):
+        mixing[:, :, sample, :, sample] = weights.swapaxes(1, 2)
+    return mixing.reshape(blocks, span * samples, count * samples)
