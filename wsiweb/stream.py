@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _MANY_FRAMES = 1 << 16
 _WORTH_THREADS_BYTES = 4 << 20
 """Of a region whose tiles are there: then several threads copy them sooner than one."""
+_TOGETHER, _TOGETHER_SECONDS = 8, 0.003
+"""A caller who must wait waits for so many arrays, if they come so soon: woken for each, it would take turns with the
+threads that make them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +87,8 @@ class Board:
     def __init__(self, memory: ArrayPool, *, alone: bool) -> None:
         self._memory = memory
         self._alone = alone
+        self.awaited: Job | None = None
+        """For which the caller sleeps: it is woken for no other that is whole."""
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wanted_by: dict[FrameKey, list[Job]] = {}
@@ -180,7 +185,8 @@ class Board:
             job.done = True
         except BaseException as error:  # noqa: BLE001  (it is the caller's, not this thread's)
             job.error = error
-        self.events.put(Event())
+        if job is self.awaited:
+            self.events.put(Event())
 
 
 class Stream:
@@ -294,18 +300,29 @@ class Stream:
             self._reader.soon(functools.partial(self._board.tell_all, items[start : start + share]))
 
     def _wait_for(self, job: Job) -> None:
-        deadline = time.monotonic() + self._reader.options.deadline_seconds
+        if not job.done:
+            start_seconds = time.monotonic()
+            later = self._jobs[min(_TOGETHER, len(self._jobs)) - 1]
+            self._sleep_until(later, start_seconds + _TOGETHER_SECONDS)
+            self._sleep_until(job, start_seconds + self._reader.options.deadline_seconds)
+            self._board.awaited = None  # its array is the consumer's from now on
+        if job.error is not None:
+            raise job.error
+        if not job.done:
+            raise self._late(job)
+
+    def _sleep_until(self, job: Job, deadline: float) -> None:
+        """Sleep until an array is whole or will not be, or time is up."""
+        self._board.awaited = job
         while not job.done and job.error is None:
             try:
                 event = self._board.events.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
-                raise self._late(job) from None
+                return
             if event.abandoned is not None:
                 self._reclaim(event.abandoned)
             else:
                 self._reader.check_open()
-        if job.error is not None:
-            raise job.error
 
     def _late(self, job: Job) -> SourceTimeoutError:
         numbers = tuple(sorted(frame_index + 1 for _, frame_index in job.waiting))
