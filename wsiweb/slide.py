@@ -504,8 +504,7 @@ class Slide:
             return resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
         if magnification is not None:
             power = self.properties.get("objective_power")
-            if not magnification > 0:
-                raise RegionError(f"magnification is a positive number, not {magnification!r}.")
+            magnification = resolution.positive(magnification, "magnification")
             if power:
                 return resolution.view_at_downsample(self._pyramid.levels, power / magnification, upsample=upsample)
             return resolution.view_at_mpp(self._pyramid.levels, 10 / magnification, upsample=upsample)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Mask = npt.NDArray[np.bool_]
     Floats = npt.NDArray[np.floating[Any]]
 
+MAX_COORDINATE = 100_000_000
+"""Of polygons, in pixels of level 0: what lies farther out, Pillow draws nothing of."""
 POLYGON_SIDE = 4096
 """Longer side of the mask that polygons are drawn into."""
 
@@ -41,8 +43,8 @@ class Otsu:
         """Return where the image, ``(h, w, 3)`` uint8 or ``(h, w)``, shows tissue."""
         from PIL import Image, ImageFilter  # noqa: PLC0415
 
-        if self.blur < 1 or self.blur % 2 == 0:
-            raise RegionError(f"blur is an odd number of pixels, not {self.blur}.")
+        if not isinstance(self.blur, int) or self.blur < 1 or self.blur % 2 == 0:
+            raise RegionError(f"blur is an odd number of pixels, not {self.blur!r}.")
         values = Image.fromarray(_saturation(image) if image.ndim == 3 else _eight_bits(image))
         blurred = np.asarray(values.filter(ImageFilter.MedianFilter(self.blur)))
         threshold = otsu_threshold(blurred) if self.threshold is None else self.threshold
@@ -173,6 +175,10 @@ def _rings(mask: Any) -> list[npt.NDArray[np.float64]]:
     except (TypeError, ValueError):
         one = np.zeros(0)
     if one.ndim == 2 and one.shape[1] == 2 and len(one) >= 3:
+        if not (np.abs(one) <= MAX_COORDINATE).all():
+            raise RegionError(
+                f"Polygons are finite, within {MAX_COORDINATE:,} pixels; one reaches beyond: {mask!r:.80}."
+            )
         return [one]
     polygons = [] if isinstance(mask, np.ndarray) and mask.ndim < 3 else _items(mask)
     if not polygons:
