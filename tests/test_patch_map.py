@@ -54,7 +54,7 @@ def content(path: Path) -> dict[str, bytes]:
 def test_map(slide: Slide, tmp_path: Path, kind: str) -> None:
     patches, out = slide.patches(100), tmp_path / f"out.{kind}"
     told = []
-    found = patches.map(means, out, batch_size=8, progress=lambda done, total: told.append((done, total)))
+    found = patches.map(means, out, batch_size=np.int64(8), progress=lambda done, total: told.append((done, total)))
     truth = [slide.read_region(0, x, y, 100, 100).mean(axis=(0, 1)) for x, y in zip(patches.x, patches.y, strict=True)]
     np.testing.assert_allclose(found, truth, rtol=1e-5)
     np.testing.assert_array_equal(stored(out), found)

@@ -104,7 +104,7 @@ class SlideLevel(Level):
         return from_array(self, chunks=self._chunks(chunks), meta=meta)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return "wsiweb.Level", self.slide.study_uid, self.slide.series_uid, self.index, self.shape, self.mpp
+        return "wsiweb.Level", *self.slide._identity, self.index, self.shape, self.mpp  # noqa: SLF001
 
 
 def _axes(key: Any, shape: tuple[int, ...]) -> list[int | slice]:

@@ -486,6 +486,11 @@ class Slide:
 
     # How it is done -------------------------------------------------------------------------------
 
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        """Study, series, and the instance that leads the open pyramid: what tells its pixels from any others."""
+        return self.study_uid, self.series_uid, self._pyramid.lead_uid
+
     def _level(self, level: int | Level) -> Level:
         levels = self._pyramid.levels
         index = level.index if isinstance(level, Level) else integer(level, "level")

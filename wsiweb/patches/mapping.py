@@ -11,6 +11,7 @@ import numpy as np
 
 from wsiweb.errors import WsiWebError
 from wsiweb.patches.rows import row_format
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
     import os
@@ -67,7 +68,7 @@ def map_to_file(
     """
     from wsiweb.export import progress_of  # noqa: PLC0415
 
-    path = Path(out)
+    path, batch_size = Path(out), integer(batch_size, "batch_size")
     form = row_format(path)
     part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}

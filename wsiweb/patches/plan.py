@@ -121,8 +121,9 @@ class PatchPlan:
     def fingerprint(self) -> str:
         """Return what tells this plan from any other: of the slide, the resolution, the places and their order."""
         view = self.view
-        known = self.slide.study_uid, self.slide.series_uid, view.level.index, view.level.size, view.scale, self.size
-        digest = hashlib.blake2b(repr((*known, len(self))).encode(), digest_size=16)
+        level = view.level
+        known = *self.slide._identity, level.index, level.size, view.scale, self.size, len(self)  # noqa: SLF001
+        digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
         for column in (self.index, *self.layout.positions(self.index)):
             digest.update(np.ascontiguousarray(column).astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
