@@ -168,8 +168,8 @@ class PatchIterableDataset(IterableDataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.transform = transform
-        self._epoch: Any = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # workers that persist see it change
+        shared: Any = torch.zeros((), dtype=torch.int64)
+        self._epoch = shared.share_memory_()  # workers that persist see it change
         self._taken = 0
         self._skip = 0  # of the next iteration
 
