@@ -308,6 +308,19 @@ def test_frames_are_known_before(
     assert patches.cost().bytes == pytest.approx(slide.stats.bytes, rel=0.01)
 
 
+@pytest.mark.parametrize(("mpp", "size"), [(0.3, 30), (0.45, 64), (0.7, 33), (1.9, 20)])
+def test_frames_of_a_virtual_level_are_known_before(
+    open_web: Opener, synthetic: SlideMaker, mpp: float, size: int
+) -> None:
+    """Bilinear pixels look at their neighbours, which may be in the next tile."""
+    slide = open_web(synthetic("rgb", sizes=((703, 517), (176, 129)), tile_size=(56, 24)))
+    patches = slide.patches(size, mpp=mpp, upsample=True)
+    cost = patches.cost()
+    for _ in patches:
+        pass
+    assert cost.frames == sum(open_web.servers[0].frames_asked().values())
+
+
 def test_a_million_patches_are_little(slide: Slide) -> None:
     tracemalloc.start()
     plan = slide.patches(1, stride=1, edge="drop")[:]  # 371,000

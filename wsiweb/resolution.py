@@ -60,6 +60,11 @@ class View:
         level = self.level
         return self.scale[0] * level.base_size[0] / level.width, self.scale[1] * level.base_size[1] / level.height
 
+    @property
+    def margin(self) -> int:
+        """Pixels of the level around those that a region shows, which it is made from as well."""
+        return int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+
     def source_of(self, region: Rectangle) -> Rectangle:
         """Return what of the level a region of the view is made from."""
         if not self.resampled:
@@ -67,7 +72,7 @@ class View:
         inside = region.intersection(self.bounds)
         if inside.empty:
             return inside
-        (sx, sy), margin = self.scale, int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+        (sx, sy), margin = self.scale, self.margin
         x, y = math.floor(inside.x * sx + _ROUNDING) - margin, math.floor(inside.y * sy + _ROUNDING) - margin
         right = math.ceil(inside.right * sx - _ROUNDING) + margin
         bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
