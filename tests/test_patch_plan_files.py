@@ -106,6 +106,8 @@ def test_pyramids_of_a_series_are_told_apart(synthetic: SlideMaker, tmp_path: Pa
         one.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
         with pytest.raises(WsiWebError, match="another plan"):
             other.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
+        with pytest.raises(RegionError, match="pyramid"):
+            plain.patches(64, level=extended.levels[0])
         tokenize = pytest.importorskip("dask.base").tokenize
         assert tokenize(plain.levels[0]) != tokenize(extended.levels[0])
         assert tokenize(plain.levels[0]) == tokenize(Slide.open(folder).levels[0])

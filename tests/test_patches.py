@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,23 @@ def test_polygons_and_callables(slide: Slide) -> None:
 def test_what_is_no_mask(slide: Slide, mask: Any) -> None:
     with pytest.raises(RegionError):
         slide.patches(50, mask=mask)
+
+
+def test_holes_of_polygons_are_no_tissue(slide: Slide) -> None:
+    """As shapely has them; what another polygon shows in a hole is tissue."""
+
+    def ring(x: int, y: int, side: int) -> Any:
+        return SimpleNamespace(coords=[(x, y), (x + side, y), (x + side, y + side), (x, y + side)])
+
+    holed = SimpleNamespace(exterior=ring(100, 100, 300), interiors=[ring(150, 150, 200)])
+    island = SimpleNamespace(exterior=ring(200, 200, 100), interiors=[])
+    for several in ([holed], [holed, island], [island, holed]):
+        truth = np.zeros((530, 700), bool)
+        truth[100:400, 100:400] = True
+        truth[150:350, 150:350] = False
+        truth[200:300, 200:300] = len(several) == 2
+        drawn = slide.patches(50, mask=SimpleNamespace(geoms=several), min_tissue=0)
+        np.testing.assert_allclose(drawn.tissue, slide.patches(50, mask=truth, min_tissue=0).tissue, atol=0.06)
 
 
 def test_polygons_may_reach_far_out(slide: Slide) -> None:

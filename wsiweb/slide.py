@@ -496,8 +496,8 @@ class Slide:
         index = level.index if isinstance(level, Level) else integer(level, "level")
         if not 0 <= index < len(levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
-        if isinstance(level, SlideLevel) and level.slide.series_uid != self.series_uid:
-            raise RegionError(f"This is a level of another slide, {level.slide.series_uid}.")
+        if isinstance(level, SlideLevel) and level.slide._identity != self._identity:
+            raise RegionError(f"This is a level of another slide or pyramid, of series {level.slide.series_uid}.")
         return levels[index]
 
     def _view(

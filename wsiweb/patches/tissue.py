@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     Mask = npt.NDArray[np.bool_]
+    Points = npt.NDArray[np.float64]
     Floats = npt.NDArray[np.floating[Any]]
 
 MAX_COORDINATE = 100_000_000
@@ -161,29 +162,32 @@ def make_mask(mask: Any, base_size: tuple[int, int], thumbnail: Callable[[], npt
         return TissueMask(mask, base_size)
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.shape[1] != 2:
         raise RegionError(f"A mask is a boolean array, not {mask.dtype}; write mask > 0, say.")
-    return TissueMask(_drawn(_rings(mask), base_size), base_size)
+    return TissueMask(_drawn(_polygons(mask), base_size), base_size)
 
 
-def _rings(mask: Any) -> list[npt.NDArray[np.float64]]:
-    """Return polygons as arrays of points: of arrays, lists of points, or shapely's objects."""
+def _polygons(mask: Any) -> list[list[Points]]:
+    """Return the rings of each polygon, outline and holes: of arrays, lists of points, or shapely's objects."""
     if hasattr(mask, "geoms"):
-        return [ring for part in mask.geoms for ring in _rings(part)]
+        return [polygon for part in mask.geoms for polygon in _polygons(part)]
     if hasattr(mask, "exterior"):
-        return [np.asarray(mask.exterior.coords, np.float64)[:, :2]]
+        rings = (mask.exterior, *mask.interiors)
+        return [[_within_reach(np.asarray(ring.coords, np.float64)[:, :2], mask) for ring in rings]]
     try:
         one = np.asarray(mask, np.float64)
     except (TypeError, ValueError):
         one = np.zeros(0)
     if one.ndim == 2 and one.shape[1] == 2 and len(one) >= 3:
-        if not (np.abs(one) <= MAX_COORDINATE).all():
-            raise RegionError(
-                f"Polygons are finite, within {MAX_COORDINATE:,} pixels; one reaches beyond: {mask!r:.80}."
-            )
-        return [one]
+        return [[_within_reach(one, mask)]]
     polygons = [] if isinstance(mask, np.ndarray) and mask.ndim < 3 else _items(mask)
     if not polygons:
         raise RegionError(f"A polygon is at least three (x, y) in level-0 pixels, not {mask!r:.80}.")
-    return [ring for polygon in polygons for ring in _rings(polygon)]
+    return [polygon for part in polygons for polygon in _polygons(part)]
+
+
+def _within_reach(ring: Points, mask: Any) -> Points:
+    if not (np.abs(ring) <= MAX_COORDINATE).all():
+        raise RegionError(f"Polygons are finite, within {MAX_COORDINATE:,} pixels; one reaches beyond: {mask!r:.80}.")
+    return ring
 
 
 def _items(mask: Any) -> list[Any]:
@@ -193,15 +197,19 @@ def _items(mask: Any) -> list[Any]:
     return items if items and all(np.ndim(item) == 2 or hasattr(item, "exterior") for item in items) else []
 
 
-def _drawn(polygons: Iterable[npt.NDArray[np.float64]], base_size: tuple[int, int]) -> Mask:
+def _drawn(polygons: Iterable[list[Points]], base_size: tuple[int, int]) -> Mask:
     """Draw polygons; a pixel of the mask is inside where its centre is, about."""
     from PIL import Image, ImageDraw  # noqa: PLC0415
 
     factor = min(1.0, POLYGON_SIDE / max(base_size))
     size = tuple(max(round(side * factor), 1) for side in base_size)
     image = Image.new("1", (size[0], size[1]))
-    draw = ImageDraw.Draw(image)
     scale = np.array([size[0] / base_size[0], size[1] / base_size[1]])
-    for polygon in polygons:
-        draw.polygon([tuple(point) for point in (polygon * scale - 0.5).tolist()], fill=1)
+    for outline, *holes in polygons:
+        target = Image.new("1", image.size) if holes else image
+        draw = ImageDraw.Draw(target)
+        for ring, fill in ((outline, 1), *((hole, 0) for hole in holes)):
+            draw.polygon([tuple(point) for point in (ring * scale - 0.5).tolist()], fill=fill)
+        if holes:
+            image.paste(1, mask=target)  # what other polygons show in the holes stays
     return np.asarray(image, np.bool_)
