@@ -111,5 +111,6 @@ def test_parts(synthetic: SlideMaker, tmp_path: Path) -> None:
         json.loads(RUNNER.invoke(app, [*command, "--shard", f"{n}/3", "--dry-run", "--json"]).stdout) for n in range(3)
     ]
     assert sum(part["patches"] for part in counts) == 140
-    for bad in (["--shard", "3"], ["--mask", "some"], ["--shard", "3/3"], ["--format", "gif"], ["-o", "shards.tar"]):
-        assert RUNNER.invoke(app, [*command, *bad]).exit_code != 0
+    for bad in (["--shard", "3"], ["--shard", "3/3"], ["--mask", "some"], ["--format", "gif"], ["--edge", "cut"]):
+        assert RUNNER.invoke(app, [*command, *bad, "--dry-run"]).exit_code == 2
+    assert RUNNER.invoke(app, [*command, "-o", "shards.tar"]).exit_code == 1

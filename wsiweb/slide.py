@@ -496,7 +496,7 @@ class Slide:
         index = level.index if isinstance(level, Level) else integer(level, "level")
         if not 0 <= index < len(levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
-        if isinstance(level, SlideLevel) and level.slide._identity != self._identity:
+        if isinstance(level, SlideLevel) and level.slide._identity != self._identity:  # noqa: SLF001
             raise RegionError(f"This is a level of another slide or pyramid, of series {level.slide.series_uid}.")
         return levels[index]
 
