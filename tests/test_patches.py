@@ -71,6 +71,16 @@ def test_a_mask_selects_and_measures(slide: Slide) -> None:
     assert np.isnan(next(iter(every)).tissue)
 
 
+def test_a_mask_may_change_afterwards(slide: Slide) -> None:
+    mask = np.random.default_rng(3).random((20, 30)) > 0.3
+    plan = slide.patches(50, mask=mask, min_tissue=0)
+    before = plan.tissue.copy()
+    mask[:] = ~mask
+    for one in (plan, pickle.loads(pickle.dumps(plan))):
+        np.testing.assert_array_equal(one.tissue, before)
+        np.testing.assert_array_equal(one.at([(0, 0)]).tissue, before[:1])
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_masks_are_the_same_for_every_level(slide: Slide, level: int) -> None:
     mask = np.zeros((4, 4), bool)

@@ -94,10 +94,11 @@ class TissueMask:
     def __init__(self, mask: Mask, base_size: tuple[int, int]) -> None:
         if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
             raise RegionError(f"A mask is a boolean array (h, w) that spans level 0, not {mask.dtype} {mask.shape}.")
-        self.mask = mask
+        self.mask = mask.copy()  # its owner may go on with it, and what is pickled should be what was measured
         self.base_size = base_size
-        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-        np.cumsum(np.cumsum(mask, axis=0, dtype=np.int64), axis=1, out=self._sums[1:, 1:])
+        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32 if mask.size < 1 << 31 else np.int64)
+        inner = self._sums[1:, 1:]
+        np.cumsum(np.cumsum(mask, axis=0, out=inner), axis=1, out=inner)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
