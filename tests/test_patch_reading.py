@@ -69,6 +69,7 @@ def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthet
         found = [
             (int(index), image.copy())
             for batch in batches
+            if len(batch) or pytest.fail("an empty batch")
             for index, image in zip(batch.index, batch.images, strict=True)
         ]
         assert [index for index, _ in found] == [index for index in range(12) if index != 1]

@@ -281,7 +281,8 @@ class PatchPlan:
         Parameters
         ----------
         on_error
-            "skip" leaves out patches that cannot be read, and lists them in the iterator's ``skipped``.
+            "skip" leaves out patches that cannot be read, and lists them in the iterator's ``skipped``. A batch of
+            which nothing is left is left out as well.
 
         Raises
         ------
