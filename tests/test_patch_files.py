@@ -73,11 +73,44 @@ def test_shards_keep_the_bytes_of_frames(synthetic: SlideMaker, tmp_path: Path) 
     assert shards[1].stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("other", [
+    ["--size", "64"], ["--size", "50", "--level", "1"], ["--size", "50", "--mpp", "0.7"],
+    ["--size", "50", "--level", "0", "--shard-size", "7"],
+])  # fmt: skip
+@pytest.mark.parametrize("output", ["out", "shards-%03d.tar"])
+def test_what_another_command_has_written_is_not_taken_for_ours(
+    synthetic: SlideMaker, tmp_path: Path, output: str, other: list[str]
+) -> None:
+    """Names are alike: both have a patch at (0, 0), and a first shard."""
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / output), "--mask", "none"]
+    command += ["--format", "png"]
+    assert RUNNER.invoke(app, [*command, "--size", "50"]).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    answer = RUNNER.invoke(app, [*command, *other])
+    if output == "out" and "--shard-size" in other:  # which does not matter there
+        assert answer.exit_code == 0
+    else:
+        assert answer.exit_code == 1
+        assert "Delete" in str(answer.exception)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_a_folder_that_was_emptied_may_be_filled_with_others(synthetic: SlideMaker, tmp_path: Path) -> None:
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "out"), "--mask", "none"]
+    assert RUNNER.invoke(app, [*command, "--size", "50"]).exit_code == 0
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    assert RUNNER.invoke(app, [*command, "--size", "64"]).exit_code == 0
+    with Image.open(tmp_path / "out" / "0_0.jpeg") as image:
+        assert image.size == (64, 64)
+
+
 def test_parts(synthetic: SlideMaker, tmp_path: Path) -> None:
     command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "out"), "--size", "50", "--mask", "none"]
     counts = [
         json.loads(RUNNER.invoke(app, [*command, "--shard", f"{n}/3", "--dry-run", "--json"]).stdout) for n in range(3)
     ]
     assert sum(part["patches"] for part in counts) == 140
-    for bad in (["--shard", "3"], ["--mask", "some"], ["--shard", "3/3"], ["--format", "gif"], ["-o", "shards.tar"]):
-        assert RUNNER.invoke(app, [*command, *bad]).exit_code != 0
+    for bad in (["--shard", "3"], ["--shard", "3/3"], ["--mask", "some"], ["--format", "gif"], ["--edge", "cut"]):
+        assert RUNNER.invoke(app, [*command, *bad, "--dry-run"]).exit_code == 2
+    assert RUNNER.invoke(app, [*command, "-o", "shards.tar"]).exit_code == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -54,7 +56,7 @@ def content(path: Path) -> dict[str, bytes]:
 def test_map(slide: Slide, tmp_path: Path, kind: str) -> None:
     patches, out = slide.patches(100), tmp_path / f"out.{kind}"
     told = []
-    found = patches.map(means, out, batch_size=8, progress=lambda done, total: told.append((done, total)))
+    found = patches.map(means, out, batch_size=np.int64(8), progress=lambda done, total: told.append((done, total)))
     truth = [slide.read_region(0, x, y, 100, 100).mean(axis=(0, 1)) for x, y in zip(patches.x, patches.y, strict=True)]
     np.testing.assert_allclose(found, truth, rtol=1e-5)
     np.testing.assert_array_equal(stored(out), found)
@@ -232,6 +234,53 @@ def test_kills_while_a_file_is_replaced(
     assert content(out) == content(tmp_path / f"whole.{kind}")
     hidden = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert hidden == {f".out.{kind}.journal", f".whole.{kind}.journal"}
+
+
+def test_runs_that_write_the_same_file_are_told(slide: Slide, tmp_path: Path, kind: str) -> None:
+    patches, out = slide.patches(100), tmp_path / f"out.{kind}"
+    patches.map(means, tmp_path / f"whole.{kind}", batch_size=8)
+
+    def disturbed(batch: Any) -> np.ndarray[Any, Any]:
+        for resume in (True, False):
+            with pytest.raises(WsiWebError, match="another run"):
+                patches.map(means, out, batch_size=8, resume=resume)
+        return means(batch)
+
+    patches.map(disturbed, out, batch_size=8)
+    assert content(out) == content(tmp_path / f"whole.{kind}")
+    assert sorted(path.name for path in tmp_path.glob(".out*")) == [f".out.{kind}.journal"]
+    tmp_path.chmod(0o500)  # what is there can be had without writing
+    try:
+        assert patches.map(means, out, batch_size=8).shape == (35, 3)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_is_an_error_and_no_end(slide: Slide, tmp_path: Path, kind: str) -> None:
+    """Rows that no longer fit into the file raise; with room, the next run goes on."""
+    resource = pytest.importorskip("resource")
+    patches, out = slide.patches(100), tmp_path / f"out.{kind}"
+    pixels = [patches[n].image for n in range(len(patches))]
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            patches.map(lambda batch: batch.images, out, batch_size=2 if kind == "npy" else 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    if kind == "npy":
+        assert json.loads((tmp_path / ".out.npy.journal").read_text())["done"] == 2
+    seen = []
+    patches.map(lambda batch: (seen.extend(batch.index), batch.images)[1], out, batch_size=2 if kind == "npy" else 4)
+    assert seen == list(range(2 if kind == "npy" else 0, 35))
+    np.testing.assert_array_equal(stored(out), pixels)
+
+
+def test_objects_are_no_rows(slide: Slide, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(WsiWebError, match="objects"):
+        slide.patches(100).map(lambda batch: np.array([{}] * len(batch)), tmp_path / f"out.{kind}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_zarr_is_an_extra(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

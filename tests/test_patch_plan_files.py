@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
 from wsiweb import RegionError, Slide, WsiWebError
 from wsiweb.patches import load
@@ -48,6 +51,66 @@ def test_a_plan_for_another_slide_is_refused(
         load(tmp_path / "bad.npz", slide)
     with pytest.raises(RegionError, match="kept as"):
         slide.patches(60).save(tmp_path / "plan.txt")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "h5"])
+def test_numbers_of_numpy_are_numbers(slide: Slide, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip({"npz": "numpy", "parquet": "pandas", "h5": "h5py"}[suffix])
+    mask = np.ones((4, 4), bool)
+    plan = slide.patches(np.int64(32), mpp=np.float32(1.25), mask=mask, min_tissue=np.float32(0.25))  # type: ignore[arg-type]
+    plain = slide.patches(32, mpp=1.25, mask=mask, min_tissue=0.25)
+    plan.save(tmp_path / f"plan.{suffix}")
+    assert plan.fingerprint() == plain.fingerprint() == load(tmp_path / f"plan.{suffix}", slide).fingerprint()
+
+
+def test_damaged_files_are_no_plans(slide: Slide, tmp_path: Path) -> None:
+    slide.patches(32).save(tmp_path / "plan.npz")
+    whole, path = (tmp_path / "plan.npz").read_bytes(), tmp_path / "damaged.npz"
+    flipped = [whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :] for at in range(40, len(whole) - 40, 97)]
+    for data in (b"", b"PK", b"PK\3\4" + bytes(50), whole[:100], whole[:-30], *flipped):
+        path.write_bytes(data)
+        with contextlib.suppress(WsiWebError):  # a byte that does not matter may be another
+            assert load(path, slide).fingerprint() == slide.patches(32).fingerprint()
+    for description in ("", "[1]", "{}", '{"format": 1}', '{"format": 1, "series_uid": 5}'):
+        np.savez(path, description=np.array(description))
+        with pytest.raises(WsiWebError, match=r"damaged\.npz"):
+            load(path, slide)
+
+
+@pytest.mark.parametrize("attributes", [
+    {}, {"patch_size": 0}, {"patch_size": -5}, {"patch_size": 0, "patch_size_level0": 10}, {"patch_size": "large"},
+    {"patch_size": 10, "patch_level": 9}, {"patch_size": 10, "patch_level": -1}, {"patch_size": 10, "patch_level": "x"},
+    {"patch_size": 10, "patch_size_level0": -10},
+])  # fmt: skip
+def test_coordinates_without_a_size(slide: Slide, tmp_path: Path, attributes: dict[str, Any]) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "plan.h5", "w") as file:
+        file.create_dataset("coords", data=[[0, 0]]).attrs.update(attributes)
+    with pytest.raises(WsiWebError):
+        load(tmp_path / "plan.h5", slide)
+
+
+def test_pyramids_of_a_series_are_told_apart(synthetic: SlideMaker, tmp_path: Path) -> None:
+    """Of equal size, such as with and without extended depth of field (PS3.3 C.8.12.4)."""
+    folder = synthetic("rgb", sizes=((300, 200),)).folder
+    dataset = pydicom.dcmread(next(iter(folder.glob("*.dcm"))))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.ExtendedDepthOfField = "YES"
+    dataset.PixelData = bytes(255 - value for value in dataset.PixelData)
+    dataset.save_as(folder / "extended.dcm", enforce_file_format=True)
+    with Slide.open(folder) as plain, Slide.open(folder, pyramid=1) as extended:
+        one, other = plain.patches(64), extended.patches(64)
+        assert one.x.tolist() == other.x.tolist()
+        assert not np.array_equal(one[0].image, other[0].image)
+        assert one.fingerprint() != other.fingerprint()
+        one.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
+        with pytest.raises(WsiWebError, match="another plan"):
+            other.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
+        with pytest.raises(RegionError, match="pyramid"):
+            plain.patches(64, level=extended.levels[0])
+        tokenize = pytest.importorskip("dask.base").tokenize
+        assert tokenize(plain.levels[0]) != tokenize(extended.levels[0])
+        assert tokenize(plain.levels[0]) == tokenize(Slide.open(folder).levels[0])
 
 
 def test_coordinates_of_clam(slide: Slide, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 import pytest
+from faults import Fault, Request
 from pydicom.encaps import encapsulate, generate_frames
 
-from wsiweb import DecodeError, ReadOptions, Slide
+from wsiweb import DecodeError, ReadOptions, Slide, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,7 @@ def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthet
         found = [
             (int(index), image.copy())
             for batch in batches
+            if len(batch) or pytest.fail("an empty batch")
             for index, image in zip(batch.index, batch.images, strict=True)
         ]
         assert [index for index, _ in found] == [index for index in range(12) if index != 1]
@@ -78,6 +80,40 @@ def test_bad_frames_are_raised_or_skipped_and_listed(open_slide: Opener, synthet
     iterator = iter(patches)
     assert next(iterator).index == 0  # what comes before it is there
     with pytest.raises(DecodeError):
+        next(iterator)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_frames_are_not_blamed_for_those_that_they_travel_with(
+    open_web: Opener, synthetic: SlideMaker, hurried: None, status: int
+) -> None:
+    """A service that cannot give one frame of a list refuses the list."""
+    truth = synthetic("rgb", sizes=((1008, 720),), tile_size=(56, 24))  # 18 x 30 frames
+    slide = open_web(truth)
+    bad = {50, 51, 170}
+
+    def hook(request: Request) -> Fault | None:
+        return Fault(status=status) if bad.intersection(request.frame_numbers) else None
+
+    open_web.servers[0].fault = hook
+    patches = slide.patches(64)
+    whole = [
+        index
+        for index, (x, y) in enumerate(zip(patches.x.tolist(), patches.y.tolist(), strict=True))
+        if not {18 * row + column + 1 for column, row in truth.tiles(0, x, y, 64, 64)} & bad
+    ]
+    found = {}
+    batches = patches.batches(16, on_error="skip")
+    for batch in batches:
+        found.update(zip(batch.index.tolist(), batch.images, strict=True))
+    assert list(found) == whole
+    assert {skipped.index for skipped in batches.skipped} == set(range(len(patches))) - set(whole)
+    for index, image in found.items():
+        np.testing.assert_array_equal(image, truth.truth(0, int(patches.x[index]), int(patches.y[index]), 64, 64))
+    iterator = iter(patches)
+    first_bad = next(index for index in range(len(patches)) if index not in found)
+    assert [next(iterator).index for _ in range(first_bad)] == list(range(first_bad))
+    with pytest.raises(SourceError, match="Frame 5"):
         next(iterator)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiweb import RegionError, Slide
+from wsiweb import ReadOptions, RegionError, Slide
 from wsiweb.patches import Otsu, load
 from wsiweb.patches.tissue import TissueMask, otsu_threshold
 
@@ -70,6 +71,16 @@ def test_a_mask_selects_and_measures(slide: Slide) -> None:
     assert np.isnan(next(iter(every)).tissue)
 
 
+def test_a_mask_may_change_afterwards(slide: Slide) -> None:
+    mask = np.random.default_rng(3).random((20, 30)) > 0.3
+    plan = slide.patches(50, mask=mask, min_tissue=0)
+    before = plan.tissue.copy()
+    mask[:] = ~mask
+    for one in (plan, pickle.loads(pickle.dumps(plan))):
+        np.testing.assert_array_equal(one.tissue, before)
+        np.testing.assert_array_equal(one.at([(0, 0)]).tissue, before[:1])
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_masks_are_the_same_for_every_level(slide: Slide, level: int) -> None:
     mask = np.zeros((4, 4), bool)
@@ -99,14 +110,40 @@ def test_polygons_and_callables(slide: Slide) -> None:
 
 @pytest.mark.parametrize("mask", [
     "triangle", 5, np.zeros((3, 3)), np.zeros(4, bool), [], [(1, 2), (3, 4)], np.zeros((2, 2, 2), bool), "otsu ",
+    [(float("nan"), 0), (5, 5), (0, 9)], [(-1e12, -1e12), (1e12, -1e12), (1e12, 1e12), (-1e12, 1e12)],
+    Otsu(blur=7.0), lambda image: image, lambda _image: None,
 ])  # fmt: skip
 def test_what_is_no_mask(slide: Slide, mask: Any) -> None:
     with pytest.raises(RegionError):
         slide.patches(50, mask=mask)
 
 
-@pytest.mark.parametrize("min_tissue", [-0.1, 1.1, float("nan")])
-def test_min_tissue_is_a_fraction(slide: Slide, min_tissue: float) -> None:
+def test_holes_of_polygons_are_no_tissue(slide: Slide) -> None:
+    """As shapely has them; what another polygon shows in a hole is tissue."""
+
+    def ring(x: int, y: int, side: int) -> Any:
+        return SimpleNamespace(coords=[(x, y), (x + side, y), (x + side, y + side), (x, y + side)])
+
+    holed = SimpleNamespace(exterior=ring(100, 100, 300), interiors=[ring(150, 150, 200)])
+    island = SimpleNamespace(exterior=ring(200, 200, 100), interiors=[])
+    for several in ([holed], [holed, island], [island, holed]):
+        truth = np.zeros((530, 700), bool)
+        truth[100:400, 100:400] = True
+        truth[150:350, 150:350] = False
+        truth[200:300, 200:300] = len(several) == 2
+        drawn = slide.patches(50, mask=SimpleNamespace(geoms=several), min_tissue=0)
+        np.testing.assert_allclose(drawn.tissue, slide.patches(50, mask=truth, min_tissue=0).tissue, atol=0.06)
+
+
+def test_polygons_may_reach_far_out(slide: Slide) -> None:
+    far = 9e7
+    around = slide.patches(50, mask=[(-far, -far), (far, -far), (far, far), (-far, far)], min_tissue=1)
+    assert len(around) == len(slide.patches(50))
+    assert not len(slide.patches(50, mask=[(800, 800), (far, 800), (far, far)], min_tissue=0.01))
+
+
+@pytest.mark.parametrize("min_tissue", [-0.1, 1.1, float("nan"), "0.5", None])
+def test_min_tissue_is_a_fraction(slide: Slide, min_tissue: Any) -> None:
     with pytest.raises(RegionError, match="min_tissue"):
         slide.patches(50, mask=np.ones((2, 2), bool), min_tissue=min_tissue)
 
@@ -237,6 +274,48 @@ def test_random_places(slide: Slide) -> None:
         slide.patches(40, roi=(0, 0, 30, 30)).random(5)
 
 
+# What cannot be --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda plan: plan.shuffle("1"), lambda plan: plan.shuffle(1.5), lambda plan: plan.shuffle(-1),
+    lambda plan: plan.shuffle(1, locality="auto "), lambda plan: plan.shuffle(1, locality=2.5),
+    lambda plan: plan.shard("0", 4), lambda plan: plan.shard(0, 4.0), lambda plan: plan.shard(0, 0),
+    lambda plan: plan.random("3"), lambda plan: plan.random(3, -1), lambda plan: plan.random(3, "a"),
+    lambda plan: plan.at("abc"), lambda plan: plan.at([("a", "b")]), lambda plan: plan.at([(1e300, 0)]),
+    lambda plan: plan.batches("8"), lambda plan: plan.batches(1.5), lambda plan: plan.batches(8, on_error="ignore"),
+    lambda plan: plan.slide.patches(32, roi=5), lambda plan: plan.slide.patches(32, stride=10**30),
+    lambda plan: plan.slide.patches(32, magnification="20"), lambda plan: plan.slide.patches(32, magnification=(1, 1)),
+    lambda plan: plan.slide.patches(32, mpp=10**400), lambda plan: plan.slide.patches(32, magnification=0),
+    lambda plan: plan.slide.levels[0].to_dask("auto"),
+])  # fmt: skip
+def test_wrong_arguments_are_region_errors(slide: Slide, wrong: Any) -> None:
+    with pytest.raises(RegionError):
+        wrong(slide.patches(32))
+
+
+def test_sides_beyond_every_slide_are_no_overflow(slide: Slide) -> None:
+    plan = slide.patches(32, stride=1 << 31)
+    assert [len(part) for part in (plan, plan.shuffle(1), plan.shard(0, 1), plan.shuffle(1, locality=10**40))] == [
+        1
+    ] * 4
+
+
+def test_a_patch_that_is_too_large_is_refused_before_it_is_read(open_web: Opener, synthetic: SlideMaker) -> None:
+    slide = open_web(synthetic("rgb"), options=ReadOptions(max_region_bytes=3_000_000))
+    before = open_web.requests()
+    for size, mpp in ((1001, None), (100_000, None), (1001, 0.7)):
+        plan = slide.patches(size, mpp=mpp, edge="pad")
+        with pytest.raises(RegionError, match="max_region_bytes"):
+            plan[0]
+        with pytest.raises(RegionError, match="max_region_bytes"):
+            plan.batches(1)
+        with pytest.raises(RegionError, match="max_region_bytes"):
+            next(iter(plan))
+    assert open_web.requests() == before
+    assert slide.patches(1000, edge="pad")[0].image.shape == (1000, 1000, 3)
+
+
 # Cost, size, pickles ----------------------------------------------------------------------------------
 
 
@@ -255,6 +334,19 @@ def test_frames_are_known_before(
     assert cost.frames == slide.stats.frames
     assert cost.patches == len(patches)
     assert patches.cost().bytes == pytest.approx(slide.stats.bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(("mpp", "size"), [(0.3, 30), (0.45, 64), (0.7, 33), (1.9, 20)])
+def test_frames_of_a_virtual_level_are_known_before(
+    open_web: Opener, synthetic: SlideMaker, mpp: float, size: int
+) -> None:
+    """Bilinear pixels look at their neighbours, which may be in the next tile."""
+    slide = open_web(synthetic("rgb", sizes=((703, 517), (176, 129)), tile_size=(56, 24)))
+    patches = slide.patches(size, mpp=mpp, upsample=True)
+    cost = patches.cost()
+    for _ in patches:
+        pass
+    assert cost.frames == sum(open_web.servers[0].frames_asked().values())
 
 
 def test_a_million_patches_are_little(slide: Slide) -> None:

@@ -123,6 +123,34 @@ def test_several_slides(slide: Slide, open_web: Opener, synthetic: SlideMaker) -
         PatchSet(plans, labels=["a"])
 
 
+def test_labels_of_every_kind(slide: Slide) -> None:
+    pandas = pytest.importorskip("pandas")
+    plan = slide.patches(64)
+    each = [3 * n for n in range(len(plan))]
+    shifted = pandas.Series(each, index=range(100, 100 + len(plan)))
+    for labels in (each, tuple(each), range(0, 3 * len(plan), 3), np.array(each), torch.tensor(each), shifted):
+        assert PatchDataset(plan, labels=labels)[7]["label"] == 21
+    one: Any
+    for one in ("tumour", 5, np.int64(5), np.array(5), torch.tensor(5), {"grade": 2}):
+        assert PatchDataset(plan, labels=one)[7]["label"] == one
+        assert type(PatchSet([plan, plan], labels=[0, one])[len(plan)]["label"]) is type(one)
+    assert PatchSet([plan, plan], labels=torch.tensor([1, 0]))[len(plan)]["label"] == 0
+    with pytest.raises(RegionError):
+        PatchDataset(plan, labels=shifted[:5])
+
+
+def test_a_plan_is_not_read_for_a_list_of_plans(slide: Slide) -> None:
+    before = slide.stats.requests
+    assert len(PatchSet(slide.patches(64))) == len(slide.patches(64))
+    for wrong in ([slide], slide.patches(64)[0], [slide.patches(64), None]):
+        with pytest.raises((RegionError, TypeError)):
+            PatchSet(wrong)
+    assert slide.stats.requests <= before + 1
+    assert (len(PatchSet([])), len(PatchSet([]).weights()), list(PatchIterableDataset([]))) == (0, 0, [])
+    with pytest.raises(RegionError):
+        PatchIterableDataset(slide.patches(64), rank="0", world_size=2)
+
+
 def test_slides_of_a_batch_are_read_at_once(synthetic: SlideMaker) -> None:
     """The frames of one are not held back until those of another have come."""
     truths = [synthetic("rgb", sizes=((300, 200),)) for _ in range(3)]
@@ -175,6 +203,24 @@ def test_streams_of_several_slides_and_epochs(slide: Slide, open_web: Opener, sy
     for sample in dataset:
         check((slide, other)[sample["slide"]], sample, 64)
         break
+
+
+def test_workers_that_persist_learn_of_the_epoch(slide: Slide) -> None:
+    patches = slide.patches(64)
+    dataset = PatchIterableDataset(patches, seed=2)
+    loader = data.DataLoader(
+        dataset, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="spawn"
+    )
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        apart = PatchIterableDataset(patches, seed=2 + epoch)
+        assert {sample["index"] for sample in loader} == set(range(len(patches)))
+        # Workers take turns: one has the first half of the order, the other the second.
+        order, half = [sample["index"] for sample in apart], len(patches) // 2
+        assert [int(sample["index"]) for sample in loader][:6] == [
+            place for pair in zip(order[:3], order[half : half + 3], strict=True) for place in pair
+        ]
+    assert pickle.loads(pickle.dumps(dataset)).epoch == 3
 
 
 def test_streams_begin_anew(slide: Slide) -> None:

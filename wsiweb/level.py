@@ -10,6 +10,7 @@ import numpy as np
 
 from wsiweb.errors import RegionError, UnsupportedError
 from wsiweb.pyramid import Level
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -96,14 +97,14 @@ class SlideLevel(Level):
             import dask.array as da  # noqa: PLC0415
         except ImportError as error:
             raise UnsupportedError("This needs dask: pip install 'wsiweb[dask]'.") from error
-        if operator.index(chunks) < 1:
+        if integer(chunks, "chunks") < 1:
             raise RegionError(f"chunks is a number of pixels, not {chunks}.")
         meta = np.empty((0,) * self.ndim, self.dtype)
         from_array: Any = da.from_array  # untyped
         return from_array(self, chunks=self._chunks(chunks), meta=meta)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return "wsiweb.Level", self.slide.study_uid, self.slide.series_uid, self.index, self.shape, self.mpp
+        return "wsiweb.Level", *self.slide._identity, self.index, self.shape, self.mpp  # noqa: SLF001
 
 
 def _axes(key: Any, shape: tuple[int, ...]) -> list[int | slice]:

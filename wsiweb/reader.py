@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsiweb.batch import Batch, batch_frames
 from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
 from wsiweb.codecs import TruncatedFrameError, decode
-from wsiweb.errors import DecodeError, UnsupportedError, WsiWebError
+from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
@@ -258,12 +258,23 @@ class Reader:
                     self._submit_decode(task, frame)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
-                for task in left.values():
-                    self._tiles.fail(task.key, error)
+                self._fail(batch, left, error)
                 left.clear()
         finally:
             guesses.close()
             self.abandon(task.key for task in left.values())
+
+    def _fail(self, batch: Batch, left: dict[int, Task], error: Exception) -> None:
+        """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them."""
+        named = error.frame_numbers if isinstance(error, SourceError) else ()
+        blamed = left.keys() & set(named) or set(left)
+        for number in blamed:
+            self._tiles.fail(left[number].key, error)
+        others = [task for number, task in left.items() if number not in blamed]
+        if others and others[0].errand.keep is Keep.YES:  # one region, which has failed; somebody else may want them
+            self.abandon(task.key for task in others)
+        elif others:
+            self._submit_fetch(Batch(batch.instance_index, tuple(task.key[1] for task in others)), others)
 
     def _decode(self, task: Task, frame: EncodedFrame) -> None:
         """Decode one frame; runs in a decode thread."""

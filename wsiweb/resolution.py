@@ -60,6 +60,11 @@ class View:
         level = self.level
         return self.scale[0] * level.base_size[0] / level.width, self.scale[1] * level.base_size[1] / level.height
 
+    @property
+    def margin(self) -> int:
+        """Pixels of the level around those that a region shows, which it is made from as well."""
+        return int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+
     def source_of(self, region: Rectangle) -> Rectangle:
         """Return what of the level a region of the view is made from."""
         if not self.resampled:
@@ -67,7 +72,7 @@ class View:
         inside = region.intersection(self.bounds)
         if inside.empty:
             return inside
-        (sx, sy), margin = self.scale, int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+        (sx, sy), margin = self.scale, self.margin
         x, y = math.floor(inside.x * sx + _ROUNDING) - margin, math.floor(inside.y * sy + _ROUNDING) - margin
         right = math.ceil(inside.right * sx - _ROUNDING) + margin
         bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
@@ -117,7 +122,7 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
         ``mpp`` is no positive number, or finer than level 0 and ``upsample`` is not allowed.
     """
     base_mpp = _mpp(levels[0])
-    _check_positive(mpp, "mpp")
+    mpp = positive(mpp, "mpp")
     known = [level for level in levels if level.mpp is not None]
     same = _same(known, lambda level: tuple(axis / mpp for axis in _mpp(level)))
     if same is not None:
@@ -148,7 +153,7 @@ def _axis(extent: float, scale: float, level_side: int) -> tuple[int, float]:
 
 def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
     """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``."""
-    _check_positive(downsample, "downsample")
+    downsample = positive(downsample, "downsample")
     same = _same(levels, lambda level: (level.downsample / downsample,))
     if same is not None:
         return view_of_level(same)
@@ -166,7 +171,7 @@ def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: 
 
 def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
     """Return the coarsest level at least as fine as ``mpp`` in both axes, within 1 %; level 0 where none is."""
-    _check_positive(mpp, "mpp")
+    positive(mpp, "mpp")
     _mpp(levels[0])
     fine = [level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + TOLERANCE + 1e-9)]
     return fine[-1] if fine else levels[0]
@@ -174,7 +179,7 @@ def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
 
 def level_for_downsample(levels: Sequence[Level], downsample: float) -> Level:
     """Return the coarsest level whose downsample is at most this, within 1 %; level 0 where none is."""
-    _check_positive(downsample, "downsample")
+    positive(downsample, "downsample")
     fine = [level for level in levels if level.downsample <= downsample * (1 + TOLERANCE + 1e-9)]
     return fine[-1] if fine else levels[0]
 
@@ -195,6 +200,12 @@ def _mpp(level: Level) -> tuple[float, float]:
     return level.mpp
 
 
-def _check_positive(value: float, name: str) -> None:
-    if not (isinstance(value, (int, float, np.floating, np.integer)) and math.isfinite(value) and value > 0):
-        raise RegionError(f"{name} is a positive number, not {value!r}.")
+def positive(value: Any, name: str) -> float:
+    """Return a number of any kind as float, or raise ``RegionError`` where it is not above 0, or not finite."""
+    try:
+        number = float(value) if isinstance(value, (int, float, np.floating, np.integer)) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < math.inf:
+        raise RegionError(f"{name} is a positive number, not {value!r:.80}.")
+    return number

@@ -486,13 +486,18 @@ class Slide:
 
     # How it is done -------------------------------------------------------------------------------
 
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        """Study, series, and the instance that leads the open pyramid: what tells its pixels from any others."""
+        return self.study_uid, self.series_uid, self._pyramid.lead_uid
+
     def _level(self, level: int | Level) -> Level:
         levels = self._pyramid.levels
         index = level.index if isinstance(level, Level) else integer(level, "level")
         if not 0 <= index < len(levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
-        if isinstance(level, SlideLevel) and level.slide.series_uid != self.series_uid:
-            raise RegionError(f"This is a level of another slide, {level.slide.series_uid}.")
+        if isinstance(level, SlideLevel) and level.slide._identity != self._identity:  # noqa: SLF001
+            raise RegionError(f"This is a level of another slide or pyramid, of series {level.slide.series_uid}.")
         return levels[index]
 
     def _view(
@@ -504,8 +509,7 @@ class Slide:
             return resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
         if magnification is not None:
             power = self.properties.get("objective_power")
-            if not magnification > 0:
-                raise RegionError(f"magnification is a positive number, not {magnification!r}.")
+            magnification = resolution.positive(magnification, "magnification")
             if power:
                 return resolution.view_at_downsample(self._pyramid.levels, power / magnification, upsample=upsample)
             return resolution.view_at_mpp(self._pyramid.levels, 10 / magnification, upsample=upsample)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import RegionError
+from wsiweb.patches import PatchPlan
 from wsiweb.patches.batches import chained, together
+from wsiweb.regions import integer
 
 try:
     import torch
@@ -22,9 +24,9 @@ except ImportError as missing:
     raise ImportError("wsiweb.torch needs PyTorch: pip install 'wsiweb[torch]'.") from missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from wsiweb.patches import PatchBatch, PatchPlan
+    from wsiweb.patches import PatchBatch
 
     Sample = dict[str, Any]
 
@@ -69,15 +71,17 @@ class PatchSet(Dataset[Any]):
 
     def __init__(
         self,
-        plans: Sequence[PatchPlan],
+        plans: PatchPlan | Sequence[PatchPlan],
         *,
         labels: Sequence[Any] | None = None,
         transform: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
-        self.plans = tuple(plans)
+        self.plans = _several(plans)
         self.transform = transform
-        self.labels = None if labels is None else [_spread(plan, one) for plan, one in zip_checked(self.plans, labels)]
-        self._starts = np.cumsum([0, *(len(plan) for plan in self.plans)])
+        self.labels = (
+            None if labels is None else [_spread(plan, one) for plan, one in _paired(self.plans, list(labels))]
+        )
+        self._starts = np.cumsum([0, *(len(plan) for plan in self.plans)], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -108,7 +112,7 @@ class PatchSet(Dataset[Any]):
 
     def weights(self) -> torch.Tensor:
         """Return a weight for each patch with which every slide is drawn equally often (``WeightedRandomSampler``)."""
-        counts = np.array([len(plan) for plan in self.plans])
+        counts = np.array([len(plan) for plan in self.plans], np.int64)
         return torch.from_numpy(np.repeat(1.0 / np.maximum(counts, 1), counts))
 
 
@@ -141,7 +145,7 @@ class PatchIterableDataset(IterableDataset[Any]):
     plans
         One, or several; one follows the other, and the next is fetched before one ends.
     seed
-        Shuffles every epoch anew, by blocks of neighbours; None keeps the order.
+        Shuffles by blocks of neighbours, for every ``set_epoch`` anew; None keeps the order.
     rank, world_size
         Of this process; what is left over when patches are shared out is left out.
     transform
@@ -157,19 +161,29 @@ class PatchIterableDataset(IterableDataset[Any]):
         world_size: int = 1,
         transform: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
-        if not 0 <= rank < world_size:
+        if not 0 <= integer(rank, "rank") < integer(world_size, "world_size"):
             raise RegionError(f"There is no rank {rank} of {world_size}.")
-        self.plans = tuple(plans) if isinstance(plans, (list, tuple)) else (plans,)
+        self.plans = _several(plans)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.transform = transform
-        self.epoch = 0
+        shared: Any = torch.zeros((), dtype=torch.int64)
+        self._epoch = shared.share_memory_()  # workers that persist see it change
         self._taken = 0
         self._skip = 0  # of the next iteration
 
+    @property
+    def epoch(self) -> int:
+        """Of the order; the same in all workers of this process."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, which changes the order where there is a seed."""
+        """Choose the epoch, which changes the order where there is a seed, from the next iteration on."""
         self.epoch = epoch
         self._taken = self._skip = 0
 
@@ -212,7 +226,15 @@ class PatchIterableDataset(IterableDataset[Any]):
         return mine[start:stop]
 
 
-def zip_checked(plans: Sequence[PatchPlan], labels: Sequence[Any]) -> Iterator[tuple[PatchPlan, Any]]:
+def _several(plans: PatchPlan | Iterable[PatchPlan]) -> tuple[PatchPlan, ...]:
+    """Return one plan, or several, as a tuple: a plan is iterable as well, and would be read."""
+    found = (plans,) if isinstance(plans, PatchPlan) else tuple(plans)
+    if not all(isinstance(plan, PatchPlan) for plan in found):
+        raise RegionError("Plans are what Slide.patches returns, one or several; something else is among them.")
+    return found
+
+
+def _paired(plans: Sequence[PatchPlan], labels: Sequence[Any]) -> Iterator[tuple[PatchPlan, Any]]:
     """Pair plans with labels, or raise ``RegionError``."""
     if len(plans) != len(labels):
         raise RegionError(f"There are {len(plans)} plans and {len(labels)} labels for them.")
@@ -220,8 +242,10 @@ def zip_checked(plans: Sequence[PatchPlan], labels: Sequence[Any]) -> Iterator[t
 
 
 def _spread(plan: PatchPlan, labels: Any) -> Any:
-    """Return one label a patch."""
-    if isinstance(labels, (list, tuple, np.ndarray, torch.Tensor)):
+    """Return one label a patch: of a sequence, an array (pandas has some, too), or the same for all."""
+    if hasattr(labels, "__array__") and not isinstance(labels, torch.Tensor) and np.ndim(labels):
+        labels = np.asarray(labels)
+    if isinstance(labels, (list, tuple, range)) or (isinstance(labels, (np.ndarray, torch.Tensor)) and labels.ndim):
         if len(labels) != len(plan):
             raise RegionError(f"There are {len(plan)} patches and {len(labels)} labels for them.")
         return labels

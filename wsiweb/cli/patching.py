@@ -52,10 +52,13 @@ def patches(
 ) -> None:
     """Write the patches of a slide; run again, it writes what is missing. A JPEG that is one frame keeps its bytes."""
     from wsiweb.export import progress_of  # noqa: PLC0415
-    from wsiweb.patches.writing import write_folder, write_shards  # noqa: PLC0415
+    from wsiweb.patches.layout import EDGES  # noqa: PLC0415
+    from wsiweb.patches.writing import FORMATS, write_folder, write_shards  # noqa: PLC0415
 
-    if mask not in ("otsu", "none"):
-        raise typer.BadParameter("--mask is otsu or none")
+    choices = (("mask", mask, ("otsu", "none")), ("edge", edge, EDGES), ("format", image_format, FORMATS))
+    for name, choice, allowed in choices:
+        if choice not in allowed:
+            raise typer.BadParameter(f"--{name} is {' or '.join(allowed)}, not {choice!r}")
     with open_slide(place, study, series, token, user, header) as slide:
         plan = slide.patches(
             size, level=level, mpp=mpp, magnification=magnification, stride=stride, edge=edge, min_tissue=min_tissue,
@@ -84,6 +87,6 @@ def patches(
 
 def _part(text: str) -> tuple[int, int]:
     number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise typer.BadParameter("--shard is i/n, such as 3/16")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise typer.BadParameter("--shard is i/n with i below n, such as 3/16")
     return int(number), int(count)

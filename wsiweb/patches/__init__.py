@@ -40,7 +40,7 @@ def plan_patches(
     """Lay the grid; see ``Slide.patches``."""
     size = pair(size, "size")
     stride = size if stride is None else pair(stride, "stride")
-    if not 0 <= min_tissue <= 1:
+    if not (isinstance(min_tissue, (int, float, np.floating)) and 0 <= min_tissue <= 1):
         raise RegionError(f"min_tissue is a fraction from 0 to 1, not {min_tissue!r}.")
     areas = areas_of(view, roi)
     layout = grid(areas, size, stride, edge)
@@ -49,4 +49,4 @@ def plan_patches(
     plan = PatchPlan(slide, view, size, stride, layout, index, tissue, areas=tuple(areas))
     if mask is None:
         return plan
-    return plan.masked(make_mask(mask, slide.size, lambda: slide.thumbnail(THUMBNAIL_SIDE)), min_tissue)
+    return plan.masked(make_mask(mask, slide.size, lambda: slide.thumbnail(THUMBNAIL_SIDE)), float(min_tissue))

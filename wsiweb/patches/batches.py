@@ -38,16 +38,17 @@ class Batches:
         return self
 
     def __next__(self) -> PatchBatch:
-        plan, start = self._plan, self._done
-        if start >= len(plan):
-            raise StopIteration
-        stop = min(start + self._n, len(plan))
-        kept = [place - start for place in range(start, stop) if self._next(place, stop)]
-        self._done = stop
-        images = self._pending.pop(0)
-        if len(kept) == stop - start:
-            return plan._batch(slice(start, stop), images)  # noqa: SLF001
-        return plan._batch(np.array(kept, np.int64) + start, images[kept])  # noqa: SLF001
+        plan = self._plan
+        for start in range(self._done, len(plan), self._n):
+            stop = min(start + self._n, len(plan))
+            kept = [place - start for place in range(start, stop) if self._next(place, stop)]
+            self._done = stop
+            images = self._pending.pop(0)
+            if len(kept) == stop - start:
+                return plan._batch(slice(start, stop), images)  # noqa: SLF001
+            if kept:
+                return plan._batch(np.array(kept, np.int64) + start, images[kept])  # noqa: SLF001
+        raise StopIteration
 
     def _next(self, place: int, stop: int) -> bool:
         """Read one patch into its place; False where it is skipped."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 EDGES = ("drop", "pad", "shift")
+MAX_SIDE = (1 << 32) - 1
+"""Of a total pixel matrix (UL); so that sums of positions fit into 64 bits."""
 
 
 class Layout(Protocol):
@@ -128,8 +130,8 @@ def pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
         w, h = (operator.index(side) for side in both)
     except (TypeError, ValueError):
         raise RegionError(f"{name} is an integer or a pair of them, not {value!r}.") from None
-    if w < 1 or h < 1:
-        raise RegionError(f"{name} is at least 1, not {value!r}.")
+    if not (1 <= w <= MAX_SIDE and 1 <= h <= MAX_SIDE):
+        raise RegionError(f"{name} is from 1 to {MAX_SIDE:,} pixels, not {value!r}.")
     return w, h
 
 
@@ -143,7 +145,7 @@ def areas_of(view: View, roi: Region | Sequence[Region] | None) -> list[Rectangl
     """
     if roi is None:
         return [view.bounds]
-    rectangles: list[Any] = list(roi)
+    rectangles: list[Any] = list(roi) if np.iterable(roi) else [roi]
     if rectangles and np.ndim(rectangles[0]) == 0:
         rectangles = [roi]
     if not rectangles:

@@ -10,7 +10,7 @@ import numpy as np
 
 from wsiweb import resolution
 from wsiweb.errors import RegionError, WsiWebError
-from wsiweb.patches.layout import Points
+from wsiweb.patches.layout import Points, pair
 from wsiweb.patches.plan import PatchPlan
 from wsiweb.patches.storage import FORMAT, H5_GROUP, h5py, pandas, suffix_of
 
@@ -41,16 +41,18 @@ def load(path: str | os.PathLike[str], slide: Slide) -> PatchPlan:
         return _load_h5(path, slide)
     try:
         if suffix == ".npz":
-            with np.load(path) as found:
+            with path.open("rb") as stream, np.load(stream) as found:
                 columns = {name: found[name] for name in found.files}
             description = json.loads(str(columns.pop("description")))
         else:
             frame = pandas().read_parquet(path)
             description = json.loads(frame.attrs["wsiweb"])
             columns = {name: frame[name].to_numpy() for name in frame.columns}
-    except (OSError, KeyError, ValueError) as error:
-        raise WsiWebError(f"{path} is no plan of patches that can be read: {error}") from error
-    return _restored(path, slide, description, columns)
+        return _restored(path, slide, description, columns)
+    except WsiWebError:
+        raise
+    except Exception as error:  # the readers of damaged files raise about anything
+        raise WsiWebError(f"{path} is no plan of patches that can be read: {error!r}") from error
 
 
 def _restored(path: Path, slide: Slide, description: dict[str, Any], columns: dict[str, Any]) -> PatchPlan:
@@ -98,14 +100,14 @@ def _load_h5(path: Path, slide: Slide) -> PatchPlan:
     if description and np.array_equal(coords, np.stack([columns["x_base"], columns["y_base"]], axis=1)):
         return _restored(path, slide, description, columns)
     try:
-        size = int(attributes["patch_size"])
+        size, _ = pair(int(attributes["patch_size"]), "patch_size")
         base_size = int(attributes.get("patch_size_level0", 0))
+        number = int(attributes.get("patch_level", 0))
     except (KeyError, TypeError, ValueError) as error:
-        raise WsiWebError(f"{path} does not say how large its patches are (patch_size).") from error
-    number = int(attributes.get("patch_level", 0))
+        raise WsiWebError(f"{path} does not say how large its patches are (patch_size, patch_level).") from error
     if base_size:
         view = resolution.view_at_downsample(slide.levels, base_size / size, upsample=True)
-    elif number < len(slide.levels):
+    elif 0 <= number < len(slide.levels):
         view = resolution.view_of_level(slide.levels[number])
     else:
         raise RegionError(f"{path} is about level {number}, which this slide does not have.")

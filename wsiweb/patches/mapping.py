@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsiweb.errors import WsiWebError
 from wsiweb.patches.rows import row_format
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -63,58 +66,96 @@ def map_to_file(
     UnsupportedError
         zarr is asked for, and not installed.
     WsiWebError
-        What is there belongs to another plan, or the function does not return rows as promised.
+        What is there belongs to another plan, or is being written by another run; or the function does not return
+        rows as promised.
     """
     from wsiweb.export import progress_of  # noqa: PLC0415
 
-    path = Path(out)
+    path, batch_size = Path(out), integer(batch_size, "batch_size")
     form = row_format(path)
     part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
-    state = _state(journal) if resume else None
-    if state is not None and {name: state.get(name) for name in ticket} != ticket:
-        raise WsiWebError(
-            f"{journal} belongs to another plan or batch size. Choose another file, or pass resume=False to begin anew."
-        )
-    if state is not None and state["done"] == len(plan) and path.exists() and not part.exists():
+    if resume and _done(journal, ticket) == len(plan) and path.exists() and not part.exists():
         return form.read(path)
-    done = 0 if state is None or not part.exists() else int(state["done"])
-    rows = form.reopen(part) if done else None
-    with progress_of(progress, len(plan), "patches") as report:
-        for batch in plan[done:].batches(batch_size):
-            values = np.asarray(function(batch))
-            if values.ndim == 0 or len(values) != len(batch):
-                raise WsiWebError(f"The function returned {values.shape} for a batch of {len(batch)} patches.")
-            if rows is None:
-                shape = (len(plan), *values.shape[1:])
-                _note(journal, {**ticket, "done": 0})  # what it says of an earlier file is not of this one
-                rows = form.create(part, shape, values.dtype, batch_size)
-            if values.shape[1:] != rows.shape[1:] or values.dtype != rows.dtype:
-                raise WsiWebError(
-                    f"The function returned {values.dtype} {values.shape[1:]} a patch, and before "
-                    f"{rows.dtype} {rows.shape[1:]}."
-                )
-            rows[done : done + len(values)] = values
-            form.flush(rows)
-            done += len(values)
-            _note(journal, {**ticket, "done": done})
-            report(done, len(plan))
-    if rows is None:  # of no patches
-        form.create(part, (0,), np.dtype(np.float64), batch_size)
-        _note(journal, {**ticket, "done": 0})
-    del rows
-    form.publish(part, path)  # the journal stays, and tells what the file is about
+    with _alone(path):
+        done = (_done(journal, ticket) or 0) if resume and part.exists() else 0
+        rows = form.reopen(part) if done else None
+        with progress_of(progress, len(plan), "patches") as report:
+            for batch in plan[done:].batches(batch_size):
+                values = _values(function, batch)
+                if rows is None:
+                    _note(journal, {**ticket, "done": 0})  # what it says of an earlier file is not of this one
+                    rows = form.create(part, (len(plan), *values.shape[1:]), values.dtype, batch_size)
+                if values.shape[1:] != rows.shape[1:] or values.dtype != rows.dtype:
+                    raise WsiWebError(
+                        f"The function returned {values.dtype} {values.shape[1:]} a patch, and before "
+                        f"{rows.dtype} {rows.shape[1:]}."
+                    )
+                rows[done : done + len(values)] = values
+                done += len(values)
+                _note(journal, {**ticket, "done": done})
+                report(done, len(plan))
+        if rows is None:  # of no patches
+            form.create(part, (0,), np.dtype(np.float64), batch_size)
+            _note(journal, {**ticket, "done": 0})
+        form.publish(part, path)  # the journal stays, and tells what the file is about
     return form.read(path)
 
 
-def _state(journal: Path) -> dict[str, Any] | None:
+def _values(function: Callable[[PatchBatch], npt.ArrayLike], batch: PatchBatch) -> npt.NDArray[Any]:
+    """Return one row a patch of the batch."""
+    values = np.asarray(function(batch))
+    if values.ndim == 0 or len(values) != len(batch):
+        raise WsiWebError(f"The function returned {values.shape} for a batch of {len(batch)} patches.")
+    if values.dtype.hasobject:
+        raise WsiWebError("The function returned Python objects; what is kept are arrays of numbers.")
+    return values
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep others from writing the same file. A lock ends with its process, however that ends."""
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as stream:
+        if not _locked(stream, lock):
+            raise WsiWebError(f"{path} is being written by another run; wait for its end, or choose another file.")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(stream: IO[str], lock: Path) -> bool:
+    """Take the lock, if nobody has it: of the file that has the name now, and has not just been taken away."""
+    if sys.platform == "win32":
+        return True
+    import fcntl  # noqa: PLC0415
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+    return False
+
+
+def _done(journal: Path, ticket: dict[str, Any]) -> int | None:
+    """Return how many rows an earlier run has noted, or None."""
     try:
         found = json.loads(journal.read_text())
+        done = int(found["done"])
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise WsiWebError(f"{journal} is damaged; delete it to begin anew.") from error
-    return found if isinstance(found, dict) else None
+    if {name: found.get(name) for name in ticket} != ticket:
+        raise WsiWebError(
+            f"{journal} belongs to another plan or batch size. Choose another file, or pass resume=False to begin anew."
+        )
+    return done
 
 
 def _note(journal: Path, state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsiweb.errors import RegionError
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
     from wsiweb.patches.layout import Integers
@@ -40,12 +41,25 @@ def blocks(x: Integers, y: Integers, width: int, height: int) -> Integers:
     return block_of
 
 
+def generator(seed: int) -> np.random.Generator:
+    """Return the source of everything that is random here: the same for the same seed.
+
+    Raises
+    ------
+    RegionError
+        The seed is no integer from 0.
+    """
+    if integer(seed, "seed") < 0:
+        raise RegionError(f"seed is at least 0, not {seed}.")
+    return np.random.default_rng(seed)
+
+
 def shuffled(block_of: Integers | None, count: int, seed: int, buffer_blocks: int = BUFFER_BLOCKS) -> Integers:
     """Return a permutation: blocks in random order, patches in random order within ``buffer_blocks`` of them.
 
     ``block_of`` is the block of each patch; None shuffles without regard to where patches lie.
     """
-    random = np.random.default_rng(seed)
+    random = generator(seed)
     if block_of is None:
         anywhere: Integers = random.permutation(count)
         return anywhere

@@ -16,8 +16,10 @@ from wsiweb.geometry import Rectangle
 from wsiweb.patches import order, packing, points
 from wsiweb.patches.batches import Batches
 from wsiweb.patches.cost import count_tiles
-from wsiweb.patches.layout import Integers, Layout, Points, pair, to_base
+from wsiweb.patches.layout import MAX_SIDE, Integers, Layout, Points, pair, to_base
 from wsiweb.patches.values import Floats, Patch, PatchBatch, PatchCost
+from wsiweb.plan import check_region
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
     import os
@@ -119,8 +121,9 @@ class PatchPlan:
     def fingerprint(self) -> str:
         """Return what tells this plan from any other: of the slide, the resolution, the places and their order."""
         view = self.view
-        known = self.slide.study_uid, self.slide.series_uid, view.level.index, view.level.size, view.scale, self.size
-        digest = hashlib.blake2b(repr((*known, len(self))).encode(), digest_size=16)
+        level = view.level
+        known = *self.slide._identity, level.index, level.size, view.scale, self.size, len(self)  # noqa: SLF001
+        digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
         for column in (self.index, *self.layout.positions(self.index)):
             digest.update(np.ascontiguousarray(column).astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
@@ -177,15 +180,16 @@ class PatchPlan:
         """
         x, y = self.layout.positions(self.index)
         side = self._block_pixels(None)
-        return self._rows(order.shard(x, y, side, operator.index(number), operator.index(count)))
+        return self._rows(order.shard(x, y, side, integer(number, "number"), integer(count, "count")))
 
     def _blocks(self, locality: int | Literal["auto"] | None) -> Integers | None:
         if locality is None:
             return None
-        if locality != "auto" and operator.index(locality) < 1:
+        side = None if locality == "auto" else min(integer(locality, "locality"), MAX_SIDE)
+        if side is not None and side < 1:
             raise RegionError(f'locality is "auto", None or a number of patches, not {locality!r}.')
         x, y = self.layout.positions(self.index)
-        return order.blocks(x, y, *self._block_pixels(None if locality == "auto" else operator.index(locality)))
+        return order.blocks(x, y, *self._block_pixels(side))
 
     def _block_pixels(self, side: int | None) -> tuple[int, int]:
         """Return the (width, height) of a block in pixels of the view."""
@@ -234,7 +238,7 @@ class PatchPlan:
             return np.asarray(self._fractions(x, y) >= self.min_tissue - 1e-9)
 
         accept = None if self.mask is None else enough
-        return self._of_points(*points.draw(self.areas, self.size, operator.index(n), seed, accept))
+        return self._of_points(*points.draw(self.areas, self.size, integer(n, "n"), seed, accept))
 
     def _sized(self, size: int | tuple[int, int]) -> PatchPlan:
         return replace(self, size=pair(size, "size"))
@@ -277,18 +281,19 @@ class PatchPlan:
         Parameters
         ----------
         on_error
-            "skip" leaves out patches that cannot be read, and lists them in the iterator's ``skipped``.
+            "skip" leaves out patches that cannot be read, and lists them in the iterator's ``skipped``. A batch of
+            which nothing is left is left out as well.
 
         Raises
         ------
         RegionError
             ``n`` is below 1.
         """
-        n = operator.index(n)
+        n = integer(n, "n")
         if n < 1:
             raise RegionError(f"A batch has at least one patch, not {n}.")
         if on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error is "raise" or "skip", not {on_error!r}.')
+            raise RegionError(f'on_error is "raise" or "skip", not {on_error!r}.')
         return Batches(self, n, skip=on_error == "skip")
 
     def map(
@@ -327,6 +332,10 @@ class PatchPlan:
         return plot(self, axes, max_size=max_size)
 
     def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> RegionArrays:
+        one = Rectangle(0, 0, *self.size)  # all are of this size, and touch the view
+        itemsize = math.prod(self.shape[2:]) * self.dtype.itemsize
+        limit = self.slide._options.max_region_bytes  # noqa: SLF001
+        check_region(one, one, where=self.view.name, itemsize=itemsize, max_region_bytes=limit)
         return self.slide._read(self.view, self._rectangles(), None, None, None, outs, check=False)  # noqa: SLF001
 
     def _positions(self, chunk: int) -> Iterator[tuple[Integers, Integers]]:

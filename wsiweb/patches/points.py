@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import RegionError
+from wsiweb.patches.order import generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from wsiweb.patches.layout import Integers
     from wsiweb.resolution import View
 
+_FAR = 2.0**40
+"""Pixels from any slide."""
 _DRAWS = 200
 """Rounds of drawing random places until there is tissue under enough of them."""
 
@@ -29,11 +32,14 @@ def corners(view: View, size: tuple[int, int], xy: Any, *, centre: bool) -> tupl
     RegionError
         The points are no such array, or a patch would show nothing of the slide.
     """
-    points = np.asarray(xy, np.float64)
+    try:
+        points = np.asarray(xy, np.float64)
+    except (TypeError, ValueError):
+        points = np.zeros(())
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise RegionError(f"Points are an array (n, 2) of x, y in level-0 pixels, not of shape {points.shape}.")
+        raise RegionError(f"Points are an array (n, 2) of finite x, y in level-0 pixels, not {xy!r:.80}.")
     places = points / np.array(view.base_scale) - (np.array(size) / 2 if centre else 0)
-    rounded = np.rint(places).astype(np.int64)
+    rounded = np.rint(np.clip(places, -_FAR, _FAR)).astype(np.int64)
     x, y = rounded[:, 0].copy(), rounded[:, 1].copy()
     shown = (x < view.width) & (y < view.height) & (x > -size[0]) & (y > -size[1])
     if not shown.all():
@@ -60,7 +66,7 @@ def draw(
     areas = [area for area in areas if area.w >= w and area.h >= h]
     if n < 0 or not areas:
         raise RegionError(f"There is no room for {n} patches of {w} x {h} pixels in the plan's areas.")
-    random = np.random.default_rng(seed)
+    random = generator(seed)
     room = np.array([[area.x, area.y, area.w - w + 1, area.h - h + 1] for area in areas])
     weights = room[:, 2] * room[:, 3] / (room[:, 2] * room[:, 3]).sum()
     found_x, found_y, found = [], [], 0

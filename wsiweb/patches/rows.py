@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,12 +15,17 @@ from wsiweb.errors import RegionError, UnsupportedError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
+
 _HEADER_BYTES = 128
 """Of a .npy file: one that is no longer has no rows, and cannot be mapped."""
 
 
 class RowFormat(Protocol):
-    """How rows are kept. What ``create`` and ``reopen`` return is an array that rows are put into."""
+    """How rows are kept. What ``create`` and ``reopen`` return has a shape and a dtype, and rows are put into it.
+
+    Rows that were put outlive the process.
+    """
 
     def create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], batch_size: int) -> Any:
         """Make an array, whatever is there."""
@@ -25,10 +33,6 @@ class RowFormat(Protocol):
 
     def reopen(self, path: Path) -> Any:
         """Return an array that a killed run has left."""
-        ...
-
-    def flush(self, rows: Any) -> None:
-        """See to it that the rows put so far outlive this process."""
         ...
 
     def publish(self, part: Path, path: Path) -> None:
@@ -41,24 +45,21 @@ class RowFormat(Protocol):
 
 
 class Npy:
-    """A numpy file, mapped into memory."""
+    """A numpy file."""
 
     def create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], batch_size: int) -> Any:  # noqa: ARG002
-        """Make a file with its header; the rows are zeros that take no room yet."""
-        if 0 in shape:
-            with path.open("wb") as stream:
-                np.save(stream, np.zeros(shape, dtype))
-            return np.zeros(shape, dtype)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        """Make a file with its header, to which rows are added."""
+        with path.open("wb") as stream:
+            head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, head)
+            return _NpyRows(path, stream.tell(), shape, dtype)
 
     def reopen(self, path: Path) -> Any:
-        """Map the file for reading and writing."""
-        return self._load(path, "r+")
-
-    def flush(self, rows: Any) -> None:
-        """Write to the file what was written to memory."""
-        if isinstance(rows, np.memmap):
-            rows.flush()
+        """Read the header."""
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            return _NpyRows(path, stream.tell(), shape, dtype)
 
     def publish(self, part: Path, path: Path) -> None:
         """Replace the file at once."""
@@ -66,12 +67,31 @@ class Npy:
 
     def read(self, path: Path) -> Any:
         """Map the file for reading."""
-        rows = self._load(path, "r")
+        rows = np.load(path) if path.stat().st_size <= _HEADER_BYTES else np.load(path, mmap_mode="r")
         rows.flags.writeable = False
         return rows
 
-    def _load(self, path: Path, mode: Any) -> Any:
-        return np.load(path) if path.stat().st_size <= _HEADER_BYTES else np.load(path, mmap_mode=mode)
+
+@dataclass(frozen=True, slots=True)
+class _NpyRows:
+    """Rows of a file that is being written.
+
+    By ordinary writes: on a full disk they raise, where a file mapped into memory would end the process (SIGBUS).
+    """
+
+    path: Path
+    start: int
+    """Bytes of the header."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __setitem__(self, rows: slice, values: npt.NDArray[Any]) -> None:
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with self.path.open("r+b") as stream:
+            stream.seek(self.start + rows.start * row_bytes)
+            stream.write(values.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 class Zarr:
@@ -89,9 +109,6 @@ class Zarr:
     def reopen(self, path: Path) -> Any:
         """Open the folder for reading and writing."""
         return _zarr().open_array(path, mode="r+")
-
-    def flush(self, rows: Any) -> None:
-        """Do nothing: chunks are in their files when they were put."""
 
     def publish(self, part: Path, path: Path) -> None:
         """Exchange the folder, which takes two steps: in between there is neither, and a run that resumes goes on."""

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     Mask = npt.NDArray[np.bool_]
+    Points = npt.NDArray[np.float64]
     Floats = npt.NDArray[np.floating[Any]]
 
+MAX_COORDINATE = 100_000_000
+"""Of polygons, in pixels of level 0: what lies farther out, Pillow draws nothing of."""
 POLYGON_SIDE = 4096
 """Longer side of the mask that polygons are drawn into."""
 
@@ -41,8 +44,8 @@ class Otsu:
         """Return where the image, ``(h, w, 3)`` uint8 or ``(h, w)``, shows tissue."""
         from PIL import Image, ImageFilter  # noqa: PLC0415
 
-        if self.blur < 1 or self.blur % 2 == 0:
-            raise RegionError(f"blur is an odd number of pixels, not {self.blur}.")
+        if not isinstance(self.blur, int) or self.blur < 1 or self.blur % 2 == 0:
+            raise RegionError(f"blur is an odd number of pixels, not {self.blur!r}.")
         values = Image.fromarray(_saturation(image) if image.ndim == 3 else _eight_bits(image))
         blurred = np.asarray(values.filter(ImageFilter.MedianFilter(self.blur)))
         threshold = otsu_threshold(blurred) if self.threshold is None else self.threshold
@@ -91,10 +94,11 @@ class TissueMask:
     def __init__(self, mask: Mask, base_size: tuple[int, int]) -> None:
         if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
             raise RegionError(f"A mask is a boolean array (h, w) that spans level 0, not {mask.dtype} {mask.shape}.")
-        self.mask = mask
+        self.mask = mask.copy()  # its owner may go on with it, and what is pickled should be what was measured
         self.base_size = base_size
-        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-        np.cumsum(np.cumsum(mask, axis=0, dtype=np.int64), axis=1, out=self._sums[1:, 1:])
+        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32 if mask.size < 1 << 31 else np.int64)
+        inner = self._sums[1:, 1:]
+        np.cumsum(np.cumsum(mask, axis=0, out=inner), axis=1, out=inner)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -159,25 +163,32 @@ def make_mask(mask: Any, base_size: tuple[int, int], thumbnail: Callable[[], npt
         return TissueMask(mask, base_size)
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.shape[1] != 2:
         raise RegionError(f"A mask is a boolean array, not {mask.dtype}; write mask > 0, say.")
-    return TissueMask(_drawn(_rings(mask), base_size), base_size)
+    return TissueMask(_drawn(_polygons(mask), base_size), base_size)
 
 
-def _rings(mask: Any) -> list[npt.NDArray[np.float64]]:
-    """Return polygons as arrays of points: of arrays, lists of points, or shapely's objects."""
+def _polygons(mask: Any) -> list[list[Points]]:
+    """Return the rings of each polygon, outline and holes: of arrays, lists of points, or shapely's objects."""
     if hasattr(mask, "geoms"):
-        return [ring for part in mask.geoms for ring in _rings(part)]
+        return [polygon for part in mask.geoms for polygon in _polygons(part)]
     if hasattr(mask, "exterior"):
-        return [np.asarray(mask.exterior.coords, np.float64)[:, :2]]
+        rings = (mask.exterior, *mask.interiors)
+        return [[_within_reach(np.asarray(ring.coords, np.float64)[:, :2], mask) for ring in rings]]
     try:
         one = np.asarray(mask, np.float64)
     except (TypeError, ValueError):
         one = np.zeros(0)
     if one.ndim == 2 and one.shape[1] == 2 and len(one) >= 3:
-        return [one]
+        return [[_within_reach(one, mask)]]
     polygons = [] if isinstance(mask, np.ndarray) and mask.ndim < 3 else _items(mask)
     if not polygons:
         raise RegionError(f"A polygon is at least three (x, y) in level-0 pixels, not {mask!r:.80}.")
-    return [ring for polygon in polygons for ring in _rings(polygon)]
+    return [polygon for part in polygons for polygon in _polygons(part)]
+
+
+def _within_reach(ring: Points, mask: Any) -> Points:
+    if not (np.abs(ring) <= MAX_COORDINATE).all():
+        raise RegionError(f"Polygons are finite, within {MAX_COORDINATE:,} pixels; one reaches beyond: {mask!r:.80}.")
+    return ring
 
 
 def _items(mask: Any) -> list[Any]:
@@ -187,15 +198,19 @@ def _items(mask: Any) -> list[Any]:
     return items if items and all(np.ndim(item) == 2 or hasattr(item, "exterior") for item in items) else []
 
 
-def _drawn(polygons: Iterable[npt.NDArray[np.float64]], base_size: tuple[int, int]) -> Mask:
+def _drawn(polygons: Iterable[list[Points]], base_size: tuple[int, int]) -> Mask:
     """Draw polygons; a pixel of the mask is inside where its centre is, about."""
     from PIL import Image, ImageDraw  # noqa: PLC0415
 
     factor = min(1.0, POLYGON_SIDE / max(base_size))
     size = tuple(max(round(side * factor), 1) for side in base_size)
     image = Image.new("1", (size[0], size[1]))
-    draw = ImageDraw.Draw(image)
     scale = np.array([size[0] / base_size[0], size[1] / base_size[1]])
-    for polygon in polygons:
-        draw.polygon([tuple(point) for point in (polygon * scale - 0.5).tolist()], fill=1)
+    for outline, *holes in polygons:
+        target = Image.new("1", image.size) if holes else image
+        draw = ImageDraw.Draw(target)
+        for ring, fill in ((outline, 1), *((hole, 0) for hole in holes)):
+            draw.polygon([tuple(point) for point in (ring * scale - 0.5).tolist()], fill=fill)
+        if holes:
+            image.paste(1, mask=target)  # what other polygons show in the holes stays
     return np.asarray(image, np.bool_)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.codestream import Coding, complete, inspect
-from wsiweb.errors import RegionError
+from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import plan_read
 
@@ -37,11 +37,14 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
     ------
     RegionError
         There is no such format.
+    WsiWebError
+        What is there are patches of another slide, resolution, size or quality.
     """
     _check(form)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{x}_{y}.{form}" for x, y in zip(plan.x_base.tolist(), plan.y_base.tolist(), strict=True)]
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in folder.iterdir()}.intersection(names)
+    _note_kind(folder, {**_kind(plan), "format": form, "quality": quality}, anything=bool(there))
     places = np.array([place for place, name in enumerate(names) if name not in there], np.int64)
     done = len(names) - len(places)
     report(done, len(names))
@@ -67,6 +70,8 @@ def write_shards(
     ------
     RegionError
         There is no such format, or the pattern has no number.
+    WsiWebError
+        A shard that is there holds other patches.
     """
     _check(form)
     if shard_size < 1:
@@ -75,16 +80,18 @@ def write_shards(
     for number, start in enumerate(range(0, len(plan), shard_size)):
         part = plan[start : start + shard_size]
         path = shard_path(pattern, number)
-        if not path.exists():
+        if path.exists():
+            _check_shard(path, part, form)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _whole(path) as temporary, tarfile.open(temporary, "w") as tar:
                 for batch in part.batches(BATCH):
                     originals = _originals(part, batch) if form == "jpeg" else {}
                     for row in range(len(batch)):
                         data = originals.get(row) or _encoded(batch.images[row], form, quality)
-                        key = f"{int(batch.index[row]):09d}"
-                        _add(tar, f"{key}.{'jpg' if form == 'jpeg' else form}", data)
-                        _add(tar, f"{key}.json", json.dumps(_facts(batch, row)).encode())
+                        image_name, facts_name = _members(int(batch.index[row]), form)
+                        _add(tar, image_name, data)
+                        _add(tar, facts_name, json.dumps(_facts(part, batch, row)).encode())
             written += 1
         report(min(start + shard_size, len(plan)), len(plan))
     return written
@@ -98,9 +105,49 @@ def shard_path(pattern: str, number: int) -> Path:
         raise RegionError(f"{pattern!r} has no place for a number, as shards-%06d.tar has.") from error
 
 
-def _facts(batch: PatchBatch, row: int) -> dict[str, Any]:
+def _members(index: int, form: str) -> tuple[str, str]:
+    """Return the names of the image and of the facts of a patch in a shard."""
+    return f"{index:09d}.{'jpg' if form == 'jpeg' else form}", f"{index:09d}.json"
+
+
+def _check_shard(path: Path, part: PatchPlan, form: str) -> None:
+    """Raise ``WsiWebError`` where a shard that is there was written by another command."""
+    expected = [name for index in part.index.tolist() for name in _members(index, form)]
+    try:
+        with tarfile.open(path) as tar:
+            same = tar.getnames() == expected
+            found = tar.extractfile(expected[1]) if same else None
+            facts = None if found is None else json.load(found)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise WsiWebError(f"{path} is there, and no shard that can be read: {error}. Delete it, or move it.") from error
+    if facts != json.loads(json.dumps(_facts(part, part._batch(slice(0, 1)), 0))):  # noqa: SLF001
+        raise WsiWebError(f"{path} is there, and holds other patches. Delete it, or write to another place.")
+
+
+def _kind(plan: PatchPlan) -> dict[str, Any]:
+    """Return what patches of the same place have in common that show the same."""
+    view, identity = plan.view, plan.slide._identity  # noqa: SLF001
+    return {"slide": identity, "level": view.level.index, "mpp": view.mpp, "scale": view.scale, "size": plan.size}
+
+
+def _note_kind(folder: Path, kind: dict[str, Any], *, anything: bool) -> None:
+    """Note beside a folder what is in it; raise ``WsiWebError`` where that is something else."""
+    folder = folder.resolve()
+    journal = folder.parent / f".{folder.name}.journal"
+    noted = json.dumps(kind)
+    if anything and journal.exists() and journal.read_text() != noted:
+        raise WsiWebError(
+            f"{folder} holds patches of another slide, resolution, size, format or quality ({journal.name}). Delete "
+            f"them, or write to another folder."
+        )
+    with _whole(journal) as path:
+        path.write_text(noted)
+
+
+def _facts(plan: PatchPlan, batch: PatchBatch, row: int) -> dict[str, Any]:
     tissue = float(batch.tissue[row])
     return {
+        "series_uid": plan.slide.series_uid, "size": plan.size,
         "index": int(batch.index[row]), "x_base": int(batch.x_base[row]), "y_base": int(batch.y_base[row]),
         "x": int(batch.x[row]), "y": int(batch.y[row]), "level": batch.level, "mpp": batch.mpp,
         "tissue": None if np.isnan(tissue) else tissue,
