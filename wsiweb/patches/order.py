@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 BLOCK_PATCHES = 8
 """Side of a block, at least."""
-BLOCK_TILES = 5
+BLOCK_TILES = 6
 """Side of a block in tiles, at least: few of them are then shared with neighbours."""
 BUFFER_BLOCKS = 4
 """Blocks that are shuffled into each other."""
-BUFFER_BLOCKS_OF_TILES = 3
-"""The same, where the side is by the tiles: four blocks of 36 tiles of 1024 x 1024 would be more than 400 MB."""
+BUFFER_BLOCKS_OF_TILES = 2
+"""The same, where the side is by the tiles: four blocks that touch 49 tiles of 1024 x 1024 would be more than 400 MB."""
 _BLOCKS_PER_SHARD = 4
 
 
