@@ -73,7 +73,7 @@ class TrialCache(Generic[Key, Value]):
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._budget_bytes = budget_bytes
-        self._trial_bytes = budget_bytes // 8
+        self._trial_bytes = budget_bytes // 32
         self._size_of = size_of
         self._kept: OrderedDict[Key, Value] = OrderedDict()
         self._on_trial: OrderedDict[Key, Value] = OrderedDict()
