@@ -16,6 +16,7 @@ from wsiweb.sources.pace import (
     BYTES,
     FRAMES_WHERE_REQUESTS_ARE_DEAR,
     MOST_FRAMES,
+    NEAR_CONNECTIONS,
     Conclusions,
     Pace,
     Sample,
@@ -118,6 +119,24 @@ def test_the_wait_for_a_request_is_a_small_part_of_it(wait: float, each: float, 
     """A connection carries nothing until the first frame comes."""
     seen = samples(wait, each, 100, in_flight=1) + samples(wait, each, 100, in_flight=8)
     assert paced(seen).advise(5000).max_frames == expected
+
+
+@pytest.mark.parametrize(("wait", "each", "expected"), [
+    (0.001, 0.00005, NEAR_CONNECTIONS),  # near
+    (0.001, 0.0003, 7),
+    (0.03, 0.0012, 16),
+])  # fmt: skip
+def test_no_more_connections_are_used_than_frames_can_be(wait: float, each: float, expected: int) -> None:
+    seen = samples(wait, each, 100, in_flight=1, frames=64) + samples(wait, each, 100, in_flight=8, frames=64)
+    pace = paced(seen, connections=16)
+    assert pace.traits().connections == expected
+    assert pace.advise(100_000).requests == expected
+
+
+def test_a_service_that_answered_at_once_is_taken_for_near() -> None:
+    assert Pace(8, wait_seconds=0.002).traits().connections == NEAR_CONNECTIONS
+    assert Pace(8, wait_seconds=0.03).traits().connections == 8
+    assert Pace(2, wait_seconds=0.002).traits().connections == 2
 
 
 def test_requests_stay_below_a_size() -> None:

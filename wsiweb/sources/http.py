@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 MAX_INTERIM_ANSWERS = 16
-CHUNK_BYTES = 65_536
+CHUNK_BYTES = 262_144
+"""Taken at once, at most: each time, threads take turns."""
 _MAX_ERROR_BYTES = 65_536
 _MAX_ERROR_TEXT_BYTES = 16_384
 

@@ -43,6 +43,10 @@ SECONDS_OF_OUR_OWN = 0.001
 TYPICAL_SECONDS_PER_FRAME = 0.0015
 """Until it is measured: 18 kB at 12 MB/s, on a line whose answers take ``TYPICAL_WAIT_SECONDS`` to begin."""
 TYPICAL_WAIT_SECONDS = 0.03
+SECONDS_OF_A_FRAME_HERE = 0.0001
+"""That a process needs for a frame at the least: to take its bytes, to have it decoded, to put it in its place."""
+NEAR_CONNECTIONS = 4
+"""That are never too many."""
 MOST_TIMES_TYPICAL = 3.0
 """That a frame is guessed to take, on lines whose answers begin late."""
 NOTICEABLE_SECONDS = 0.02
@@ -96,6 +100,8 @@ class Conclusions:
     """Until the first byte; None where nothing was seen."""
     seconds_per_frame: float | None = None
     """That each frame adds."""
+    least_seconds_per_frame: float | None = None
+    """That was seen, of lists, the wait for the first byte included."""
     bytes_per_frame: float | None = None
     seconds_per_single: float | None = None
     """Of a request for one frame."""
@@ -120,6 +126,7 @@ class Pace:
     ) -> None:
         self.kind = kind
         self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL)
+        self._least_guess = self._frame_guess + wait_seconds / SPREAD.max_frames
         self._changed = threading.Condition()
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
         self._connections = self._max_connections
@@ -169,8 +176,15 @@ class Pace:
         """Requests that may be in flight."""
         parallel = self._conclusions.parallel_requests
         if parallel is None or not self._conclusions.dear:
-            return self._connections
+            return min(self._connections, self._useful)
         return min(max(math.ceil(parallel), 2), self._connections)
+
+    @property
+    def _useful(self) -> int:
+        """Connections that bring frames twice as fast as they can be used; the threads of more would be in the way."""
+        seen = self._conclusions.least_seconds_per_frame
+        each = self._least_guess if seen is None else seen
+        return max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS)
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
         """Remember an answer that came whole; to be called while its connection is still held."""
@@ -212,7 +226,8 @@ class Pace:
     def advise(self, frames: int) -> Advice:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
         with self._changed:
-            seen, connections, limit = self._conclusions, self._connections, self._max_frames
+            seen, limit = self._conclusions, self._max_frames
+            connections = self._connections if seen.dear else min(self._connections, self._useful)
         requests = _best_requests(seen, frames, connections, self._frame_guess)
         most, budget = _worth_their_wait(seen), BYTES
         if seen.dear:
@@ -253,6 +268,7 @@ def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Concl
         dear=share < DEAR_BELOW,
         seconds_per_request=median(s.first_byte_seconds for s in alone) if alone else None,
         seconds_per_frame=median((s.seconds - s.first_byte_seconds) / s.frames for s in alone) if alone else None,
+        least_seconds_per_frame=min((s.seconds / s.frames for s in many), default=None),
         bytes_per_frame=sum(s.bytes for s in samples) / sum(s.frames for s in samples) if samples else None,
         seconds_per_single=median(single) if single else None,
     )
