@@ -23,7 +23,7 @@ BLOCK_TILES = 6
 BUFFER_BLOCKS = 4
 """Blocks that are shuffled into each other."""
 BUFFER_BLOCKS_OF_TILES = 2
-"""The same, where the side is by the tiles: four blocks that touch 49 tiles of 1024 x 1024 would be more than 400 MB."""
+"""The same, where the side is by the tiles: four that touch 49 tiles of 1024 x 1024 each would be more than 400 MB."""
 _BLOCKS_PER_SHARD = 4
 
 
