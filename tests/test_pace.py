@@ -278,7 +278,7 @@ def test_a_server_that_works_on_one_request_at_a_time_is_asked_for_much_at_once(
     with Slide.open(server.series_url(big.study_uid, big.series_uid), options=options) as slide:
         for row in range(3):
             slide.read_region(0, 0, 256 * row, 200, 200)  # alone
-        requests = []
+        requests: list[int] = []
         while requests[-1:] not in ([1], [2]) and len(requests) < 10:  # how soon depends on how busy this machine is
             server.forget()
             region = slide.read_region(0, 2400, 0, 1800, 4100)  # together

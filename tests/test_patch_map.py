@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+
+    from wsiweb.patches import PatchBatch
 
 
 @pytest.fixture
@@ -55,8 +57,8 @@ def content(path: Path) -> dict[str, bytes]:
 
 def test_map(slide: Slide, tmp_path: Path, kind: str) -> None:
     patches, out = slide.patches(100), tmp_path / f"out.{kind}"
-    told = []
-    found = patches.map(means, out, batch_size=np.int64(8), progress=lambda done, total: told.append((done, total)))
+    told, eight = [], cast("int", np.int64(8))
+    found = patches.map(means, out, batch_size=eight, progress=lambda done, total: told.append((done, total)))
     truth = [slide.read_region(0, x, y, 100, 100).mean(axis=(0, 1)) for x, y in zip(patches.x, patches.y, strict=True)]
     np.testing.assert_allclose(found, truth, rtol=1e-5)
     np.testing.assert_array_equal(stored(out), found)
@@ -271,8 +273,13 @@ def test_a_full_disk_is_an_error_and_no_end(slide: Slide, tmp_path: Path, kind: 
         signal.signal(signal.SIGXFSZ, handler)
     if kind == "npy":
         assert json.loads((tmp_path / ".out.npy.journal").read_text())["done"] == 2
-    seen = []
-    patches.map(lambda batch: (seen.extend(batch.index), batch.images)[1], out, batch_size=2 if kind == "npy" else 4)
+    seen: list[int] = []
+
+    def noted(batch: PatchBatch) -> Any:
+        seen.extend(batch.index.tolist())
+        return batch.images
+
+    patches.map(noted, out, batch_size=2 if kind == "npy" else 4)
     assert seen == list(range(2 if kind == "npy" else 0, 35))
     np.testing.assert_array_equal(stored(out), pixels)
 

@@ -102,7 +102,7 @@ def test_frames_are_not_blamed_for_those_that_they_travel_with(
         for index, (x, y) in enumerate(zip(patches.x.tolist(), patches.y.tolist(), strict=True))
         if not {18 * row + column + 1 for column, row in truth.tiles(0, x, y, 64, 64)} & bad
     ]
-    found = {}
+    found: dict[int, Any] = {}
     batches = patches.batches(16, on_error="skip")
     for batch in batches:
         found.update(zip(batch.index.tolist(), batch.images, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import tracemalloc
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_polygons_and_callables(slide: Slide) -> None:
 @pytest.mark.parametrize("mask", [
     "triangle", 5, np.zeros((3, 3)), np.zeros(4, bool), [], [(1, 2), (3, 4)], np.zeros((2, 2, 2), bool), "otsu ",
     [(float("nan"), 0), (5, 5), (0, 9)], [(-1e12, -1e12), (1e12, -1e12), (1e12, 1e12), (-1e12, 1e12)],
-    Otsu(blur=7.0), lambda image: image, lambda _image: None,
+    Otsu(blur=cast("int", 7.0)), lambda image: image, lambda _image: None,
 ])  # fmt: skip
 def test_what_is_no_mask(slide: Slide, mask: Any) -> None:
     with pytest.raises(RegionError):

@@ -142,13 +142,15 @@ def test_labels_of_every_kind(slide: Slide) -> None:
 def test_a_plan_is_not_read_for_a_list_of_plans(slide: Slide) -> None:
     before = slide.stats.requests
     assert len(PatchSet(slide.patches(64))) == len(slide.patches(64))
+    wrong: Any
+    rank: Any = "0"
     for wrong in ([slide], slide.patches(64)[0], [slide.patches(64), None]):
         with pytest.raises((RegionError, TypeError)):
             PatchSet(wrong)
     assert slide.stats.requests <= before + 1
     assert (len(PatchSet([])), len(PatchSet([]).weights()), list(PatchIterableDataset([]))) == (0, 0, [])
     with pytest.raises(RegionError):
-        PatchIterableDataset(slide.patches(64), rank="0", world_size=2)
+        PatchIterableDataset(slide.patches(64), rank=rank, world_size=2)
 
 
 def test_slides_of_a_batch_are_read_at_once(synthetic: SlideMaker) -> None:

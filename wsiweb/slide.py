@@ -375,7 +375,7 @@ class Slide:
         self,
         size: int | tuple[int, int],
         *,
-        level: int | None = None,
+        level: int | Level | None = None,
         mpp: float | None = None,
         magnification: float | None = None,
         stride: int | tuple[int, int] | None = None,
