@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import oracle
 import pytest
+from faults import Fault
 from kinds import KINDS
 from synthetic import make_slide, srgb_profile
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+    from faults import Request
     from pydicom import Dataset
     from synthetic import PlaneKey, SyntheticSlide
 
@@ -120,6 +123,29 @@ def test_regions_come_in_order(open_slide: Opener, synthetic: SlideMaker, kind: 
     for box, result in zip(asked, results, strict=True):
         np.testing.assert_array_equal(result, truth.truth(1, *box), err_msg=str(box))
     assert list(slide.read_regions(1, [])) == []
+
+
+def test_a_region_that_is_there_does_not_wait_for_those_behind_it(open_web: Opener, synthetic: SlideMaker) -> None:
+    """The server answers for the others only when the first has been handed out."""
+    truth = synthetic("rgb")
+    slide = open_web(truth, options=ReadOptions(frames_per_request=1))
+    handed_out, in_time = threading.Event(), []
+
+    def hold(request: Request) -> Fault | None:
+        if request.frame_numbers == (1,):
+            return Fault(latency_seconds=0.3)  # the reader waits by then
+        if request.kind == "frames":
+            in_time.append(handed_out.wait(20))
+        return None
+
+    open_web.servers[-1].fault = hold
+    regions = slide.read_regions(0, [(0, 0, 5, 5), *((x, 100, 5, 5) for x in range(0, 700, 50))])
+    first = next(regions)
+    handed_out.set()
+    np.testing.assert_array_equal(first, truth.truth(0, 0, 0, 5, 5))
+    assert len(list(regions)) == 14
+    assert in_time
+    assert all(in_time)
 
 
 WRONG: dict[str, tuple[int, Box, dict[str, Any]]] = {
