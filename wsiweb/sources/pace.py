@@ -176,15 +176,21 @@ class Pace:
         """Requests that may be in flight."""
         parallel = self._conclusions.parallel_requests
         if parallel is None or not self._conclusions.dear:
-            return min(self._connections, self._useful)
+            return self._usable
         return min(max(math.ceil(parallel), 2), self._connections)
 
     @property
-    def _useful(self) -> int:
-        """Connections that bring frames twice as fast as they can be used; the threads of more would be in the way."""
+    def _usable(self) -> int:
+        """Connections that requests are spread over.
+
+        Where waiting is all there is to a request, no more than bring frames twice as fast as they can be used: the
+        threads of others would only be in the way.
+        """
+        if self._conclusions.dear:
+            return self._connections
         seen = self._conclusions.least_seconds_per_frame
         each = self._least_guess if seen is None else seen
-        return max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS)
+        return min(max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS), self._connections)
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
         """Remember an answer that came whole; to be called while its connection is still held."""
@@ -226,8 +232,7 @@ class Pace:
     def advise(self, frames: int) -> Advice:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
         with self._changed:
-            seen, limit = self._conclusions, self._max_frames
-            connections = self._connections if seen.dear else min(self._connections, self._useful)
+            seen, connections, limit = self._conclusions, self._usable, self._max_frames
         requests = _best_requests(seen, frames, connections, self._frame_guess)
         most, budget = _worth_their_wait(seen), BYTES
         if seen.dear:
