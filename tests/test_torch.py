@@ -21,11 +21,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 data = pytest.importorskip("torch.utils.data")
 from wsiweb.torch import PatchDataset, PatchIterableDataset, PatchSet  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
-]
-
 
 @pytest.fixture
 def slide(open_web: Opener, synthetic: SlideMaker) -> Slide:

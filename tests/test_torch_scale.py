@@ -19,11 +19,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 data = pytest.importorskip("torch.utils.data")
 from wsiweb.torch import PatchDataset, PatchIterableDataset  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
-]
-
 PATCHES, SIDE, STRIDE = 20_000, 32, 18
 MEBIBYTE = 1 << 20
 CACHES = ReadOptions(
