@@ -1,7 +1,7 @@
 """``ArrayPool``: arrays whose memory is used again, once nobody holds them.
 
 A system hands out new memory page by page, at a fault for each 4 kB; a decoded tile has 48 pages, and their faults cost
-up to two thirds of what decoding it does. Slabs of several huge pages cost a fault for each 2 MB, and memory that comes
+a good part of what decoding it does. Slabs of several huge pages cost a fault for each 2 MB, and memory that comes
 back costs none.
 """
 

@@ -1,7 +1,7 @@
 """In which order patches are read, and who reads which: shuffles and shards that keep neighbours together. Pure.
 
 A frame serves all patches that touch it only as long as it is cached. A true shuffle comes back to a frame when it is
-long gone, and fetches up to 26 times as many; here patches are shuffled by blocks, and within a few blocks at a time.
+long gone, and fetches many times as many; here patches are shuffled by blocks, and within a few blocks at a time.
 """
 
 from __future__ import annotations

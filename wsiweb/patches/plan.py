@@ -161,8 +161,9 @@ class PatchPlan:
             Equal seeds give equal orders.
         locality
             "auto" shuffles blocks of neighbours, and patches within a few blocks at a time: an epoch then fetches
-            little more than one that is read row by row. An integer is the side of a block in patches. None is a
-            true shuffle, which fetches frames up to 26 times as often.
+            at most half as much again as one that is read row by row. An integer is the side of a block in patches.
+            None is a true shuffle, which fetches a frame for nearly each patch that shows it, where not all fit into
+            the caches.
         """
         by_tiles = locality == "auto" and self._block_pixels(None)[0] > order.BLOCK_PATCHES * self.stride[0]
         buffer_blocks = order.BUFFER_BLOCKS_OF_TILES if by_tiles else order.BUFFER_BLOCKS
