@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import requests
 from dicomweb_server import DICOMwebServer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -296,6 +296,7 @@ def test_patterns_are_sent_as_they_are(synthetic: SlideMaker) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(page=15, root=False, exact=False, past=400, refuses=set(), ignores=set(), limit=15, patient="*", date=None)
 @given(
     page=st.integers(1, 40), root=st.booleans(), exact=st.booleans(), past=st.sampled_from([200, 400, 404]),
     refuses=st.sets(st.sampled_from(["Modality", "PatientID", "StudyDate", "includefield", "ModalitiesInStudy"])),

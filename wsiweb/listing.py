@@ -147,9 +147,19 @@ class Listing:
             try:
                 page = self._ask(path, size, offset)
             except (SourceError, SlideNotFoundError) as error:
-                if not refused(error, _PAST_THE_END) or (full and not grown):
+                if not refused(error, _PAST_THE_END):
+                    raise
+                if full and not grown and not self._ends_with(path, size, offset, page[-1]):
                     raise
                 return
+
+    def _ends_with(self, path: str, size: int, offset: int, last: JsonDataset) -> bool:
+        """Whether a service that refuses an offset takes the one before, and has nothing but the last result there."""
+        try:
+            page = self._ask(path, size, offset - 1)
+        except (SourceError, SlideNotFoundError):
+            return False
+        return [Attributes(item).string(self._uid) for item in page] == [Attributes(last).string(self._uid)]
 
     def _ask(self, path: str, size: int, offset: int) -> list[JsonDataset]:
         return self._find(path, self._forms[0].parameters(size, offset))
