@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache, TrialCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Result = TypeVar("Result")
 Event = tuple[str, bytes | None, BaseException | None]
@@ -43,7 +43,7 @@ def test_a_byte_budgeted_lru(steps: list[tuple[str, int]], budget_bytes: int) ->
             if key in model:
                 model.move_to_end(key)
         else:
-            cache.put(key, bytes(key + 1))
+            cache.put([(key, bytes(key + 1))])
             if key < budget_bytes:
                 model[key] = bytes(key + 1)
                 model.move_to_end(key)
@@ -55,15 +55,15 @@ def test_a_byte_budgeted_lru(steps: list[tuple[str, int]], budget_bytes: int) ->
 
 def test_an_oversize_value_costs_no_other() -> None:
     cache: ByteCache[str, bytes] = ByteCache(10, len)
-    cache.put("small", bytes(10))
-    cache.put("large", bytes(11))
+    cache.put([("small", bytes(10))])
+    cache.put([("large", bytes(11))])
     assert cache.get("large") is None
     assert cache.get("small") == bytes(10)
 
 
 def test_a_budget_of_nothing_keeps_nothing() -> None:
     cache: ByteCache[str, bytes] = ByteCache(0, len)
-    cache.put("a", b"x")
+    cache.put([("a", b"x")])
     assert cache.get("a") is None
 
 
@@ -148,7 +148,7 @@ def test_the_budget_holds_with_many_threads() -> None:
     def work(seed: int) -> None:
         for n in range(500):
             key = (seed * 31 + n * 7) % 40
-            cache.put(key, bytes(key + 1))
+            cache.put([(key, bytes(key + 1))])
             value = cache.get((key + n) % 40)
             assert value is None or len(value) == (key + n) % 40 + 1
             cache.discard((key * n) % 40)
@@ -163,8 +163,12 @@ class Listener:
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
-    def __call__(self, key: str, value: bytes | None, error: BaseException | None) -> None:
-        self.events.put((key, value, error))
+    def take(self, values: Sequence[tuple[str, bytes]]) -> None:
+        for key, value in values:
+            self.events.put((key, value, None))
+
+    def fail(self, key: str, error: BaseException) -> None:
+        self.events.put((key, None, error))
 
     @property
     def told(self) -> list[Event]:
@@ -179,20 +183,20 @@ def test_the_first_who_asks_produces() -> None:
     cache, first, second = flights(), Listener(), Listener()
     assert cache.claim(["a", "b"], first).ours == ["a", "b"]
     assert cache.claim(["b", "c"], second).ours == ["c"]
-    cache.resolve("b", b"B", Keep.YES)
+    cache.resolve([("b", b"B")], Keep.YES)
     assert first.told == second.told == [("b", b"B", None)]
     claim = cache.claim(["b", "a"], second)
     assert (claim.hits, claim.ours) == ({"b": b"B"}, [])  # a is still on its way
-    cache.resolve("a", b"A", Keep.YES)
+    cache.resolve([("a", b"A")], Keep.YES)
     assert (first.told, second.told) == ([("a", b"A", None)], [("a", b"A", None)])
 
 
 def test_a_hit_tells_no_listener() -> None:
     cache, listener = flights(), Listener()
     cache.claim(["a"], Listener())
-    cache.resolve("a", b"A", Keep.YES)
+    cache.resolve([("a", b"A")], Keep.YES)
     assert cache.claim(["a"], listener).hits == {"a": b"A"}
-    cache.resolve("a", b"again", Keep.YES)
+    cache.resolve([("a", b"again")], Keep.YES)
     assert not listener.told
 
 
@@ -202,9 +206,19 @@ def test_a_hit_tells_no_listener() -> None:
 def test_what_is_not_kept_still_reaches_who_waits(budget_bytes: int, keep: Keep) -> None:
     cache, listener = flights(budget_bytes), Listener()
     cache.claim(["a"], listener)
-    cache.resolve("a", b"AAA", keep)
+    cache.resolve([("a", b"AAA")], keep)
     assert listener.told == [("a", b"AAA", None)]
     assert cache.claim(["a"], Listener()).ours == ["a"]
+
+
+def test_values_that_come_together_are_told_together() -> None:
+    cache, first, second = flights(), Listener(), Listener()
+    cache.claim(["a", "b", "c"], first)
+    cache.claim(["b"], second)
+    cache.resolve([("a", b"A"), ("b", b"B"), ("d", b"D")], Keep.YES)
+    assert first.told == [("a", b"A", None), ("b", b"B", None)]
+    assert second.told == [("b", b"B", None)]
+    assert cache.claim(["a", "b", "c", "d"], second).hits == {"a": b"A", "b": b"B", "d": b"D"}
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), AbandonedError()])
@@ -216,14 +230,14 @@ def test_failure_reaches_all_who_wait_and_does_not_latch(error: Exception) -> No
     assert first.told == second.told == [("a", None, error)]
     claim = cache.claim(["a"], second)
     assert (claim.hits, claim.ours) == ({}, ["a"])
-    cache.resolve("a", b"A", Keep.YES)
+    cache.resolve([("a", b"A")], Keep.YES)
     assert (first.told, second.told) == ([], [("a", b"A", None)])
 
 
 def test_what_nobody_waits_for_may_fail_and_resolve() -> None:
     cache = flights()
     cache.fail("a", AbandonedError())
-    cache.resolve("a", b"A", Keep.YES)
+    cache.resolve([("a", b"A")], Keep.YES)
     assert cache.claim(["a"], Listener()).hits == {"a": b"A"}
 
 
@@ -232,16 +246,16 @@ def test_a_listener_may_ask_again() -> None:
     cache, second = flights(), Listener()
     reclaimed: list[str] = []
 
-    def listener(key: str, value: bytes | None, error: BaseException | None) -> None:
-        if error is not None:
+    class Again(Listener):
+        def fail(self, key: str, error: BaseException) -> None:
             reclaimed.extend(cache.claim([key], second).ours)
 
-    cache.claim(["a"], listener)
+    cache.claim(["a"], Again())
     thread = threading.Thread(target=cache.fail, args=("a", AbandonedError()), daemon=True)
     thread.start()
     thread.join(PATIENCE_SECONDS)
     assert reclaimed == ["a"]
-    cache.resolve("a", b"A", Keep.NOT)
+    cache.resolve([("a", b"A")], Keep.NOT)
     assert second.told == [("a", b"A", None)]
 
 
@@ -259,7 +273,7 @@ def test_eight_threads_produce_each_value_once() -> None:
         if first:
             cache.fail(key, AbandonedError())
         else:
-            cache.resolve(key, key.encode(), Keep.YES)
+            cache.resolve([(key, key.encode())], Keep.YES)
 
     def work(number: int) -> dict[str, bytes]:
         listener = Listener()

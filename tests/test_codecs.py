@@ -19,7 +19,7 @@ from PIL import Image
 from pydicom.pixels.processing import convert_color_space
 from synthetic import pattern
 
-from wsiweb.codecs import TruncatedFrameError, decode
+from wsiweb.codecs import FrameDecoder, TruncatedFrameError, decode
 from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import DecodeError, UnsupportedError
 from wsiweb.metadata import PixelFormat
@@ -109,6 +109,9 @@ def decoded(
     frame = EncodedFrame(1, data, media_type, sent_as)
     whole = pixels.columns, pixels.rows
     image = decode(frame, pixels, transfer_syntax_uid=syntax, visible=visible or whole)
+    decoder = FrameDecoder(pixels, syntax)
+    for _ in range(2):  # the second time by what it remembers of the first
+        np.testing.assert_array_equal(decoder.decode(frame, visible or whole), image)
     assert image.dtype == pixels.dtype
     assert image.ndim == (3 if pixels.colour else 2)
     assert image.ndim == 2 or image.shape[2] == 3
@@ -429,6 +432,45 @@ def test_truncated_bytes_are_never_an_array(name: str, truth: Array) -> None:
         if name not in ("native", "big endian", "RLE"):
             with pytest.raises((DecodeError, UnsupportedError)):
                 decoded(data[:end] + bytes(len(data) - end), pixels, syntax)
+
+
+SILENT = silent(with_ids(jpeg(SMOOTH, outcolorspace="RGB"), bytes([1, 2, 3])))
+VARIANTS: dict[str, EncodedFrame] = {
+    "a JPEG": EncodedFrame(1, jpeg(SMOOTH)),
+    "another with this head": EncodedFrame(2, jpeg(RGB)),
+    "with a pad byte": EncodedFrame(3, jpeg(RGB) + b"\0"),
+    "of another quality": EncodedFrame(4, jpeg(RGB, level=60)),
+    "that says it is RGB": EncodedFrame(5, with_ids(jpeg(SMOOTH, outcolorspace="RGB"), b"RGB")),
+    "cut short": EncodedFrame(6, jpeg(SMOOTH)[:-40]),
+    "cut short and filled up": EncodedFrame(7, jpeg(SMOOTH)[:-40] + bytes(40)),
+    "without a scan": EncodedFrame(8, jpeg(SMOOTH)[: jpeg(SMOOTH).index(b"\xff\xda")] + b"\xff\xd9"),
+    "of another size": EncodedFrame(9, jpeg(SMOOTH[:-1])),
+    "gray": EncodedFrame(10, jpeg(GRAY8)),
+    "silent about its colours": EncodedFrame(11, SILENT),
+    "silent, from who decompressed it": EncodedFrame(12, SILENT, None, syntaxes.ExplicitVRLittleEndian),
+    "JPEG 2000": EncodedFrame(13, jpeg_2000(SMOOTH), "image/jp2", syntaxes.JPEG2000Lossless),
+    "raw": EncodedFrame(14, raw(SMOOTH), None, syntaxes.ExplicitVRLittleEndian),
+}
+
+
+def outcome(decoding: Callable[[], Array]) -> Array | str:
+    try:
+        return decoding()
+    except (DecodeError, UnsupportedError) as error:
+        return repr(error)
+
+
+@given(st.lists(st.sampled_from(sorted(VARIANTS)), min_size=2, max_size=12), st.sampled_from(["YBR_FULL_422", "RGB"]))
+@settings(max_examples=150, deadline=None)
+def test_what_is_known_of_other_frames_changes_nothing(names: list[str], photometric: str) -> None:
+    pixels = described(SMOOTH, photometric=photometric, lossy=True)
+    decoder, visible = FrameDecoder(pixels, syntaxes.JPEGBaseline8Bit), (WIDTH, HEIGHT)
+    for frame in map(VARIANTS.__getitem__, names):
+        found = outcome(lambda: decoder.decode(frame, visible))  # noqa: B023
+        alone = outcome(
+            lambda: decode(frame, pixels, transfer_syntax_uid=syntaxes.JPEGBaseline8Bit, visible=visible)  # noqa: B023
+        )
+        np.testing.assert_array_equal(found, alone)
 
 
 def test_a_complete_stream_ends() -> None:

@@ -18,7 +18,7 @@ from faults import Fault, quota_page
 from synthetic import make_slide, srgb_profile
 
 from wsiweb import AuthenticationError, DecodeError, ReadOptions, Slide, SlideNotFoundError, SourceError
-from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, InstanceAddress
+from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, Frames, InstanceAddress
 from wsiweb.sources.disk import DiskCache, DiskCachedSource
 
 if TYPE_CHECKING:
@@ -243,9 +243,9 @@ class Origin:
     remote = True
     credentials: dict[str, object] = {}  # noqa: RUF012 - as the protocol has it
 
-    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: object = None) -> Iterator[EncodedFrame]:
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: object = None) -> Iterator[Frames]:
         for number in batch.frame_numbers:
-            yield EncodedFrame(number, b"good" if batch.fresh else b"bad", "image/jls", "1.2")
+            yield [EncodedFrame(number, b"good" if batch.fresh else b"bad", "image/jls", "1.2")]
 
     def close(self) -> None:
         pass
@@ -256,10 +256,10 @@ def test_a_fresh_frame_outlives_the_answer_that_had_it_bad(folder: Path) -> None
     source = DiskCachedSource(cast("Any", Origin()), cache, ("1", "2"))
     batch = FrameBatch(InstanceAddress("1", "2", "3"), (1, 2), None)
     long_answer = source.fetch(batch, Cancellation())
-    assert next(long_answer).data == b"bad"
+    assert next(long_answer)[0].data == b"bad"
     list(source.fetch(replace(batch, frame_numbers=(1,), fresh=True), Cancellation()))
     list(long_answer)
-    kept = list(source.fetch(batch, Cancellation()))
+    (kept,) = source.fetch(batch, Cancellation())
     expected = [EncodedFrame(n, data, "image/jls", "1.2", from_disk=True) for n, data in ((1, b"good"), (2, b"bad"))]
     assert sorted(kept, key=lambda frame: frame.frame_number) == expected
     source.close()

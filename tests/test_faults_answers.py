@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_broken_off_after_all_frames(server: DICOMwebServer, truth: SyntheticSli
     address = InstanceAddress(truth.study_uid, truth.series_uid, truth.levels[0].instance_uids[0])
     with open_slide(server, truth, options=ONE_AT_A_TIME) as slide:
         source = slide._reader.source
-        found = list(source.fetch(FrameBatch(address, NUMBERS, None), Cancellation()))
+        found = list(itertools.chain.from_iterable(source.fetch(FrameBatch(address, NUMBERS, None), Cancellation())))
     assert [frame.frame_number for frame in found] == list(NUMBERS)
     assert asked(server) == [NUMBERS]
 

@@ -11,7 +11,7 @@ import pytest
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every, fail_first
 
-from wsiweb import ReadOptions, Slide, WsiWebError, codecs, reader
+from wsiweb import ReadOptions, Slide, WsiWebError, codecs
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.sources.base import EncodedFrame
 
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 30
 def decoded(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Counts the frames that were given to the decoder."""
     count = threading.Semaphore(0)
-    decode: Callable[..., Any] = codecs.decode
+    decode: Callable[..., Any] = codecs.FrameDecoder.decode
 
     def counted(*args: Any, **keywords: Any) -> Any:
         try:
@@ -38,7 +38,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
         finally:
             count.release()
 
-    monkeypatch.setattr(reader, "decode", counted)
+    monkeypatch.setattr(codecs.FrameDecoder, "decode", counted)
     return count
 
 
@@ -113,7 +113,7 @@ def test_only_the_very_frame_counts() -> None:
     taken: list[int] = []
     guesses = guesses_of(Allowance(100), jobs)
     first, second = frame(1, bytes([1, 2, 3])), frame(2, bytes([4, 5, 6]))
-    for seen in (first, second, frame(1, bytes([7, 8, 9]))):
+    for seen in ([first, second], [frame(1, bytes([7, 8, 9]))]):
         guesses.preview(seen)
     assert len(jobs) == 2
     for job in jobs:
@@ -130,7 +130,7 @@ def test_what_is_certain_before_it_is_begun_is_left_to_others() -> None:
     taken: list[int] = []
     guesses = guesses_of(Allowance(100), jobs)
     seen = frame(1, bytes([1]))
-    guesses.preview(seen)
+    guesses.preview([seen])
     assert not guesses.confirm(seen, taken.append)
     jobs[0]()
     assert taken == []
@@ -145,7 +145,7 @@ def test_a_result_that_comes_after_it_is_certain_is_passed_on() -> None:
         return 5
 
     guesses = Guesses(work, lambda job: job(), Allowance(100), 10, patience_seconds=0)
-    guesses.preview(frame(1, b"a"))
+    guesses.preview([frame(1, b"a")])
     assert (confirmed, taken) == ([True], [5])
 
 
@@ -153,7 +153,7 @@ def test_a_quick_answer_is_awaited() -> None:
     jobs: list[Callable[[], None]] = []
     guesses: Guesses[int] = Guesses(lambda _: 0, jobs.append, Allowance(100), 10, patience_seconds=3600)
     for number in range(5):
-        guesses.preview(frame(number, b"x"))
+        guesses.preview([frame(number, b"x")])
     assert jobs == []
 
 
@@ -163,9 +163,9 @@ def test_results_that_wait_are_bounded() -> None:
     one, other = guesses_of(allowance, jobs), guesses_of(allowance, jobs)
     for guesses in (one, other):
         for number in range(3):
-            guesses.preview(frame(number, b"x"))
+            guesses.preview([frame(number, b"x")])
     assert len(jobs) == 2
     one.close()
     for number in range(3, 6):
-        other.preview(frame(number, b"x"))
+        other.preview([frame(number, b"x")])
     assert len(jobs) == 4

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from wsiweb.pyramid import Level
     from wsiweb.regions import Region
-    from wsiweb.sources.base import Advice, Cancellation, EncodedFrame, FrameBatch, FrameSource, JsonDataset, Preview
+    from wsiweb.sources.base import (
+        Advice,
+        Cancellation,
+        EncodedFrame,
+        FrameBatch,
+        Frames,
+        FrameSource,
+        JsonDataset,
+        Preview,
+    )
     from wsiweb.stats import ReadStats
 
     Pixels = npt.NDArray[Any]
@@ -153,13 +162,11 @@ class _RecordingSource:
     def metadata(self) -> list[JsonDataset]:
         return self.inner.metadata()
 
-    def fetch(
-        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
-    ) -> Iterator[EncodedFrame]:
-        for frame in self.inner.fetch(batch, cancellation, preview):
-            if len(self.sample) < _SAMPLED_FRAMES:
-                self.sample.append((batch, frame))
-            yield frame
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
+        for frames in self.inner.fetch(batch, cancellation, preview):
+            room = max(_SAMPLED_FRAMES - len(self.sample), 0)
+            self.sample += [(batch, frame) for frame in frames[:room]]
+            yield frames
 
     def fetch_bulk(self, uri: str) -> bytes:
         return self.inner.fetch_bulk(uri)

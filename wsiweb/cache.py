@@ -6,15 +6,17 @@ import enum
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
 Key = TypeVar("Key", bound="Hashable")
 Value = TypeVar("Value")
+Key_contra = TypeVar("Key_contra", contravariant=True)
+Value_contra = TypeVar("Value_contra", contravariant=True)
 
 
 _DROPPED_KEYS = 8192
@@ -40,11 +42,12 @@ class ByteCache(Generic[Key, Value]):
         with self._lock:
             return self._cache.get(key)
 
-    def put(self, key: Key, value: Value) -> None:
-        """Keep a value, at the cost of the least recently used ones."""
+    def put(self, values: Iterable[tuple[Key, Value]]) -> None:
+        """Keep values, at the cost of the least recently used ones."""
         with self._lock:
-            if self._size_of(value) <= self._cache.maxsize:
-                self._cache[key] = value
+            for key, value in values:
+                if self._size_of(value) <= self._cache.maxsize:
+                    self._cache[key] = value
 
     def discard(self, key: Key) -> None:
         """Forget a value."""
@@ -128,6 +131,18 @@ class TrialCache(Generic[Key, Value]):
             self._dropped.popitem(last=False)
 
 
+class Waiter(Protocol[Key_contra, Value_contra]):
+    """Who waits for values; told from whatever thread produced them."""
+
+    def take(self, values: Sequence[tuple[Key_contra, Value_contra]], /) -> None:
+        """Take what has come."""
+        ...
+
+    def fail(self, key: Key_contra, error: BaseException, /) -> None:
+        """Hear that a value will not come."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Claim(Generic[Key, Value]):
     """What became of a wish for several keys."""
@@ -141,18 +156,16 @@ class Claim(Generic[Key, Value]):
 class SingleFlightCache(Generic[Key, Value]):
     """A ``TrialCache`` in which a missing value is produced once, however many threads want it.
 
-    Nobody blocks here: who claims is told of each value through a listener, from whatever thread produced it.
+    Nobody blocks here: who claims is told of each value later.
     """
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._values: TrialCache[Key, Value] = TrialCache(budget_bytes, size_of)
         self._lock = threading.Lock()
-        self._listeners: dict[Key, list[Callable[[Key, Value | None, BaseException | None], None]]] = {}
+        self._waiting: dict[Key, list[Waiter[Key, Value]]] = {}
 
-    def claim(
-        self, keys: Iterable[Key], listener: Callable[[Key, Value | None, BaseException | None], None]
-    ) -> Claim[Key, Value]:
-        """Ask for values; ``listener(key, value, error)`` is called later for each that is not a hit."""
+    def claim(self, keys: Iterable[Key], waiter: Waiter[Key, Value]) -> Claim[Key, Value]:
+        """Ask for values; the waiter is told of each that is not a hit."""
         hits: dict[Key, Value] = {}
         ours: list[Key] = []
         with self._lock:
@@ -161,25 +174,28 @@ class SingleFlightCache(Generic[Key, Value]):
                 if value is not None:
                     hits[key] = value
                     continue
-                waiting = self._listeners.get(key)
-                if waiting is None:
-                    self._listeners[key] = [listener]
+                others = self._waiting.get(key)
+                if others is None:
+                    self._waiting[key] = [waiter]
                     ours.append(key)
                 else:
-                    waiting.append(listener)
+                    others.append(waiter)
         return Claim(hits, ours)
 
-    def resolve(self, key: Key, value: Value, keep: Keep) -> None:
-        """Deliver a value to all who wait for it, and keep it if so asked."""
+    def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:
+        """Deliver values to all who wait for them, and keep them if so asked."""
+        told: dict[int, tuple[Waiter[Key, Value], list[tuple[Key, Value]]]] = {}
         with self._lock:
-            self._values.put(key, value, keep)
-            listeners = self._listeners.pop(key, [])
-        for listener in listeners:
-            listener(key, value, None)
+            for key, value in values:
+                self._values.put(key, value, keep)
+                for waiter in self._waiting.pop(key, ()):
+                    told.setdefault(id(waiter), (waiter, []))[1].append((key, value))
+        for waiter, found in told.values():
+            waiter.take(found)
 
     def fail(self, key: Key, error: BaseException) -> None:
         """Tell all who wait that there will be no value."""
         with self._lock:
-            listeners = self._listeners.pop(key, [])
-        for listener in listeners:
-            listener(key, None, error)
+            waiters = self._waiting.pop(key, [])
+        for waiter in waiters:
+            waiter.fail(key, error)

@@ -7,11 +7,11 @@ are silent. Every array that leaves has the shape and dtype that the metadata pr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from wsiweb.codestream import Codestream, Coding, complete, inspect
+from wsiweb.codestream import Codestream, Coding, complete, inspect, jpeg_head
 from wsiweb.colour import ybr_full_to_rgb
 from wsiweb.errors import DecodeError, UnsupportedError
 
@@ -32,10 +32,81 @@ RLE = "1.2.840.10008.1.2.5"
 _RLE_PADDING_BYTES = 16
 LOSSLESS = NATIVE | {RLE, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
 RLE_MEDIA_TYPE = "image/dicom-rle"
+_ENDS_OF_JPEG = b"\xff\xd9", b"\xff\xd9\0"
 
 
 class TruncatedFrameError(DecodeError):
     """The bytes end too early or are damaged: asking for them again may help."""
+
+
+class FrameDecoder:
+    """Decodes the frames of one instance. Safe to share between threads.
+
+    The frames of an instance mostly have one head, up to the start of their scan: what was found out about one JPEG
+    holds for the next that begins alike.
+
+    Parameters
+    ----------
+    pixels, transfer_syntax_uid, empty
+        As for ``decode``.
+    """
+
+    def __init__(self, pixels: PixelFormat, transfer_syntax_uid: str | None, empty: Empty = np.empty) -> None:
+        self._pixels = pixels
+        self._transfer_syntax_uid = transfer_syntax_uid
+        self._empty = empty
+        self._known: _Known | None = None
+
+    def decode(self, frame: EncodedFrame, visible: tuple[int, int]) -> Pixels:
+        """Decode a frame; see ``decode``."""
+        known, data = self._known, frame.data
+        if (
+            known is not None
+            and data.startswith(known.head)
+            and data.endswith(_ENDS_OF_JPEG)
+            and len(data) < known.raw_bytes
+            and frame.transfer_syntax_uid == known.transfer_syntax_uid
+            and frame.media_type == known.media_type
+        ):
+            try:
+                return _decode_jpeg(data, known.space, self._empty(known.shape, np.uint8))
+            except Exception as error:  # imagecodecs' own classes
+                raise _undecodable(Coding.JPEG, error) from error
+        image = decode(
+            frame, self._pixels, transfer_syntax_uid=self._transfer_syntax_uid, visible=visible, empty=self._empty
+        )
+        self._known = self._remember(frame)
+        return image
+
+    def _remember(self, frame: EncodedFrame) -> _Known | None:
+        """Note what holds for all JPEGs like one that is as the metadata say; None where it is no such."""
+        pixels, syntax = self._pixels, frame.transfer_syntax_uid or self._transfer_syntax_uid
+        head = jpeg_head(frame.data)
+        stream = inspect(frame.data) if head is not None else None
+        if head is None or stream is None or (stream.coding, stream.bits, stream.components) != (Coding.JPEG, 8, 3):
+            return None
+        shape = (pixels.rows, pixels.columns, 3)
+        plain = pixels.samples_per_pixel == 3 and pixels.palette is None
+        if not plain or (stream.height, stream.width, 3) != shape or syntax in NATIVE:
+            return None
+        return _Known(
+            head, frame.transfer_syntax_uid, frame.media_type, min(_raw_lengths(pixels)),
+            _colour_space(stream, _as_sent(frame, pixels, self._transfer_syntax_uid)), shape,
+        )  # fmt: skip
+
+
+class _Known(NamedTuple):
+    """What holds for all 8-bit RGB or YCbCr JPEGs of one instance that begin alike."""
+
+    head: bytes
+    transfer_syntax_uid: str | None
+    """That came with the frame."""
+    media_type: str | None
+    raw_bytes: int
+    """Frames as large as raw ones are looked at more closely."""
+    space: str
+    """Of their components."""
+    shape: tuple[int, int, int]
 
 
 def decode(
@@ -74,9 +145,7 @@ def decode(
     """
     _check_supported(pixels)
     syntax = frame.transfer_syntax_uid or transfer_syntax_uid
-    doubtful = pixels.photometric.startswith("YBR") and not pixels.photometric_forced
-    if doubtful and _transcoded(frame, pixels, transfer_syntax_uid):
-        pixels = replace(pixels, photometric="RGB", planar_configuration=0)
+    pixels = _as_sent(frame, pixels, transfer_syntax_uid)
     raw_length = next((length for length in _raw_lengths(pixels) if 0 <= len(frame.data) - length <= 1), None)
     stream = None
     # Raw pixels may begin like a code stream by chance.
@@ -91,6 +160,14 @@ def decode(
     else:
         raise _unknown_bytes(frame.data, syntax, _raw_lengths(pixels)[0])
     return _finish(image, pixels, visible)
+
+
+def _as_sent(frame: EncodedFrame, pixels: PixelFormat, stored: str | None) -> PixelFormat:
+    """Describe pixels as they come: what a server has decompressed is RGB."""
+    doubtful = pixels.photometric.startswith("YBR") and not pixels.photometric_forced
+    if doubtful and _transcoded(frame, pixels, stored):
+        return replace(pixels, photometric="RGB", planar_configuration=0)
+    return pixels
 
 
 def _transcoded(frame: EncodedFrame, pixels: PixelFormat, stored: str | None) -> bool:
@@ -152,10 +229,14 @@ def _decode_stream(
     except (DecodeError, UnsupportedError):
         raise
     except Exception as error:  # every codec has exception classes of its own
-        raise TruncatedFrameError(f"The {stream.coding.value} code stream does not decode: {error}") from error
+        raise _undecodable(stream.coding, error) from error
     if inner is None or inner.holds_jpeg:
         raise DecodeError("The JPEG XL code stream claims to hold a JPEG, and does not.")
     return _decode_stream(jpeg, inner, pixels, visible, empty)
+
+
+def _undecodable(coding: Coding, error: Exception) -> TruncatedFrameError:
+    return TruncatedFrameError(f"The {coding.value} code stream does not decode: {error}")
 
 
 def _jpeg_within(data: bytes) -> bytes:
@@ -172,20 +253,15 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: E
     declared_ybr = pixels.photometric.startswith("YBR")
     match stream.coding:
         case Coding.JPEG if stream.components == 3:
-            transformed = stream.colour_transformed
-            if transformed is None or pixels.photometric_forced:
-                transformed = pixels.photometric != "RGB"
-            space = "YCBCR" if transformed else "RGB"
-            image = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="RGB", out=_target(stream, empty))
+            image = _decode_jpeg(data, _colour_space(stream, pixels), _target(stream, empty))
             transformed = False
         case Coding.JPEG:
             image = imagecodecs.jpeg8_decode(data, out=_target(stream, empty))
             transformed = False
         case Coding.JPEG_LOSSLESS:
             image = imagecodecs.jpeg8_decode(data)
-            transformed = stream.colour_transformed
-            if transformed is None or pixels.photometric_forced:
-                transformed = declared_ybr
+            said = stream.colour_transformed
+            transformed = declared_ybr if said is None or pixels.photometric_forced else said
         case Coding.JPEG_LS:
             image = imagecodecs.jpegls_decode(data)
             transformed = declared_ybr
@@ -201,6 +277,21 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: E
     if transformed and image.ndim == 3 and image.dtype == np.uint8:
         return ybr_full_to_rgb(image)
     return image
+
+
+def _decode_jpeg(data: bytes, space: str, out: Pixels | None) -> Pixels:
+    import imagecodecs  # noqa: PLC0415
+
+    image: Pixels = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="RGB", out=out)
+    return image
+
+
+def _colour_space(stream: Codestream, pixels: PixelFormat) -> str:
+    """Return that of the components of a JPEG, as its decoder calls it."""
+    transformed = stream.colour_transformed
+    if transformed is None or pixels.photometric_forced:
+        transformed = pixels.photometric != "RGB"
+    return "YCBCR" if transformed else "RGB"
 
 
 def _target(stream: Codestream, empty: Empty) -> Pixels | None:

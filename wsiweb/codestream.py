@@ -78,6 +78,16 @@ def complete(data: bytes) -> bool:
     return data.rstrip(b"\x00").endswith(b"\xff\xd9")
 
 
+def jpeg_head(data: bytes) -> bytes | None:
+    """Return a JPEG up to its start of scan; None where that is not soon, or the bytes are no JPEG."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    stop = data.find(b"\xff\xda", 2, _HEAD_BYTES)
+    head = data[: stop + 2]
+    # Where a segment holds these two bytes by chance, the walk ends beyond them.
+    return head if stop > 0 and _walk_jpeg_head(head)[1] == stop else None
+
+
 def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
     """Return where the code stream lies within the boxes of a JP2 file (ITU-T T.800 I.4)."""
     position = 0
@@ -96,9 +106,8 @@ def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
 
 def _inspect_jpeg(data: bytes) -> Codestream:
     """Read the head, which is mostly that of the frame before."""
-    stop = data.find(b"\xff\xda", 2, _HEAD_BYTES)
-    stream, end = _walk_jpeg_head(data[: stop + 2])
-    return stream if end == stop else _walk_jpeg(data)[0]
+    head = jpeg_head(data)
+    return _walk_jpeg(data)[0] if head is None else _walk_jpeg_head(head)[0]
 
 
 def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:

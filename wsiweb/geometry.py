@@ -35,13 +35,16 @@ class Rectangle:
 
     def intersection(self, other: Rectangle) -> Rectangle:
         """Return the part that both share; empty where they do not touch."""
+        if not self.empty and other.contains(self):
+            return self
         x, y = max(self.x, other.x), max(self.y, other.y)
         w, h = min(self.right, other.right) - x, min(self.bottom, other.bottom) - y
         return Rectangle(x, y, max(w, 0), max(h, 0))
 
     def contains(self, other: Rectangle) -> bool:
         """Whether ``other`` lies wholly inside."""
-        return self.intersection(other) == other
+        within_x = self.x <= other.x and other.right <= self.right
+        return within_x and self.y <= other.y and other.bottom <= self.bottom
 
     def shifted(self, dx: int, dy: int) -> Rectangle:
         """Return the rectangle moved by ``(dx, dy)``."""

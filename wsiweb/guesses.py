@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wsiweb.sources.base import EncodedFrame
+    from wsiweb.sources.base import EncodedFrame, Frames
 
 PATIENCE_SECONDS = 0.002
 Result = TypeVar("Result")
@@ -94,7 +94,7 @@ class Guesses(Generic[Result]):
     allowance, result_bytes
         Where room for results comes from, and what each takes up until ``close``.
     patience_seconds
-        From one frame to the next, before which nothing is begun: an answer that comes quickly is certain soon, and
+        From some frames to the next, before which nothing is begun: an answer that comes quickly is certain soon, and
         threads that compete with those that receive it would only delay that.
     """
 
@@ -118,18 +118,18 @@ class Guesses(Generic[Result]):
         self._waiting: list[EncodedFrame] = []
         self._taken_bytes = 0
 
-    def preview(self, frame: EncodedFrame) -> None:
-        """Have the work on what seems to be a frame begun, where the answer takes its time and there is room."""
+    def preview(self, frames: Frames) -> None:
+        """Have the work on what seem to be frames begun, where the answer takes its time and there is room."""
         now = time.monotonic()
         self._slow = self._slow or now - self._came_seconds >= self._patience_seconds
         self._came_seconds = now
-        self._waiting.append(frame)
+        self._waiting += frames
         if not self._slow:
             return
-        for waiting in self._waiting:
-            if waiting.frame_number not in self._guesses and self._allowance.take(self._result_bytes):
+        for frame in self._waiting:
+            if frame.frame_number not in self._guesses and self._allowance.take(self._result_bytes):
                 self._taken_bytes += self._result_bytes
-                guess = self._guesses[waiting.frame_number] = Guess(waiting, self._work)
+                guess = self._guesses[frame.frame_number] = Guess(frame, self._work)
                 self._add(guess)
         self._waiting.clear()
 

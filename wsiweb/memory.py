@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     Pixels = npt.NDArray[Any]
@@ -33,21 +35,32 @@ _STEPS = 8
 class _Slab:
     """Memory for several arrays of about one size."""
 
-    __slots__ = ("free", "places")
+    __slots__ = ("free", "places", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, returned: Callable[[_Place], None]) -> None:
         memory = np.empty(SLAB_BYTES, np.uint8).data
+        self.size = size
         self.places = SLAB_BYTES // size
-        self.free = [memory[n * size : (n + 1) * size] for n in reversed(range(self.places))]
+        self.free = [_Place(self, memory[n * size : (n + 1) * size], returned) for n in reversed(range(self.places))]
 
 
-class _Lent(weakref.ref["Pixels"]):
-    """Notices when an array, and all views of it, are gone."""
+class _Place:
+    """Memory for one array."""
 
-    __slots__ = ("place", "size", "slab")
-    slab: _Slab
-    size: int
-    place: memoryview
+    __slots__ = ("_lent", "_returned", "memory", "slab")
+
+    def __init__(self, slab: _Slab, memory: memoryview, returned: Callable[[_Place], None]) -> None:
+        self.slab = slab
+        self.memory = memory
+        self._returned = returned
+        self._lent: weakref.ref[Pixels] | None = None
+
+    def lend(self, array: Pixels) -> None:
+        """Notice when an array, and all views of it, are gone."""
+        self._lent = weakref.ref(array, self._take_back)
+
+    def _take_back(self, _: object) -> None:
+        self._returned(self)
 
 
 class ArrayPool:
@@ -56,47 +69,48 @@ class ArrayPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slabs: defaultdict[int, list[_Slab]] = defaultdict(list)  # those with free places, by their size
-        self._idle: deque[tuple[int, _Slab]] = deque()
-        self._lent: dict[int, _Lent] = {}
+        self._idle: deque[_Slab] = deque()
+        self._lent: set[_Place] = set()
         # An array may be collected anywhere, even while this thread holds the lock: it is only noted.
-        self._returned: deque[_Lent] = deque()
+        self._returned: deque[_Place] = deque()
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
         """Return a C-contiguous array with undefined content, as ``numpy.empty`` does."""
         kind = np.dtype(dtype)
-        needed = math.prod(shape) * kind.itemsize
+        count = math.prod(shape)
+        needed = count * kind.itemsize
         if not SMALLEST_BYTES <= needed <= LARGEST_BYTES:
             return np.empty(shape, kind)
         step = (1 << (needed - 1).bit_length()) // (2 * _STEPS)
         size = -(-needed // step) * step
         with self._lock:
-            self._collect()
+            if self._returned:
+                self._collect()
             slabs = self._slabs[size]
             if not slabs:
-                slabs.append(_Slab(size))
+                slabs.append(_Slab(size, self._returned.append))
             slab = slabs[-1]
             place = slab.free.pop()
             if not slab.free:
                 slabs.pop()
+            self._lent.add(place)
         # Views of views refer to the array that has no array below it: it must be one of this place alone.
-        whole = np.frombuffer(place, np.uint8, needed)
-        lent = _Lent(whole, self._returned.append)
-        lent.slab, lent.size, lent.place = slab, size, place
-        self._lent[id(lent)] = lent
-        return whole.view(kind).reshape(shape)
+        whole = np.frombuffer(place.memory, kind, count)
+        place.lend(whole)
+        return whole.reshape(shape)
 
     def _collect(self) -> None:
         """Take back what was let go; to be called under the lock."""
         while self._returned:
-            lent = self._returned.popleft()
-            del self._lent[id(lent)]
-            slab = lent.slab
+            place = self._returned.popleft()
+            self._lent.discard(place)
+            slab = place.slab
             if not slab.free:
-                self._slabs[lent.size].append(slab)
-            slab.free.append(lent.place)
+                self._slabs[slab.size].append(slab)
+            slab.free.append(place)
             if len(slab.free) == slab.places:
-                self._idle.append((lent.size, slab))
+                self._idle.append(slab)
         while len(self._idle) * SLAB_BYTES > IDLE_BYTES:
-            size, slab = self._idle.popleft()
-            if len(slab.free) == slab.places and slab in self._slabs[size]:
-                self._slabs[size].remove(slab)
+            slab = self._idle.popleft()
+            if len(slab.free) == slab.places and slab in self._slabs[slab.size]:
+                self._slabs[slab.size].remove(slab)

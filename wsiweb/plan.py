@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from wsiweb.images import Channel
     from wsiweb.pyramid import Level
 
-__all__ = ["FrameKey", "ReadPlan", "check_region", "plan_read"]
+__all__ = ["FrameKey", "ReadPlan", "RegionPlanner", "check_region", "plan_read"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ReadPlan:
     """Everything that it takes to read one region."""
 
@@ -91,57 +91,70 @@ def check_region(region: Rectangle, bounds: Rectangle, *, where: str, itemsize: 
         )
 
 
-def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, stacked: bool) -> ReadPlan:
-    """Plan to read ``region`` of ``level``.
+class RegionPlanner:
+    """Plans to read regions of one level; what they have in common is looked up once.
 
     Parameters
     ----------
     level
-        Gives the bounds; parts of the region outside become background.
+        Gives the bounds; parts of a region outside become background.
     channels
         The one to read; several where ``stacked``.
-    region
-        In pixels of the level.
     stacked
         Whether each (monochrome) channel becomes one index of the last axis.
-
-    Raises
-    ------
-    MetadataError
-        A frame that the region needs is in none of the slide's instances.
     """
-    inside = region.intersection(level.bounds)
-    keys: list[FrameKey] = []
-    boxes: list[Box] = []
-    channel_of: list[int] = []
-    for number, channel in enumerate(channels if not inside.empty else ()):
-        for index in channel.tiles:
+
+    def __init__(self, level: Level, channels: Sequence[Channel], *, stacked: bool) -> None:
+        self._size = level.size
+        self._bounds = level.bounds
+        self._indexes = [(number, index) for number, channel in enumerate(channels) for index in channel.tiles]
+        indexes = [index for _, index in self._indexes]
+        self._ordered = len(indexes) > len(channels) or any(index.overlapping for index in indexes)
+        self._gapless = all(index.gapless for index in indexes)
+        self._stacked = stacked
+        self._channels = len(channels)
+        lead = channels[0]
+        self._last_axis: tuple[int, ...] = (3,) if lead.colour else ()
+        if stacked:
+            self._last_axis = (len(channels),)
+        self._dtype = lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels))
+        self._background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
+
+    def plan(self, region: Rectangle) -> ReadPlan:
+        """Plan to read ``region``, in pixels of the level.
+
+        Raises
+        ------
+        MetadataError
+            A frame that the region needs is in none of the slide's instances.
+        """
+        inside = region.intersection(self._bounds)
+        keys: list[FrameKey] = []
+        boxes: list[Box] = []
+        channel_of: list[int] = []
+        for number, index in self._indexes if not inside.empty else ():
             found, places = index.tiles_in(inside)
             keys += found
             boxes += places
             channel_of += repeat(number, len(found))
-    indexes = [index for channel in channels for index in channel.tiles]
-    ordered = len(indexes) > len(channels) or any(index.overlapping for index in indexes)
-    lead = channels[0]
-    shape: tuple[int, ...] = (region.h, region.w)
-    if stacked:
-        shape += (len(channels),)
-    elif lead.colour:
-        shape += (3,)
-    background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
-    plan = ReadPlan(
-        shape=shape,
-        dtype=lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels)),
-        background=background,
-        keys=keys,
-        boxes=boxes,
-        channel_of=channel_of if stacked else None,
-        origin=(region.x, region.y),
-        inside=(inside.x, inside.y, inside.right, inside.bottom),
-        level_size=level.size,
-        covered=not ordered and inside == region and all(index.gapless for index in indexes),
-        ordered=ordered,
-    )
-    if ordered or plan.covered:
+        plan = ReadPlan(
+            shape=(region.h, region.w, *self._last_axis),
+            dtype=self._dtype,
+            background=self._background,
+            keys=keys,
+            boxes=boxes,
+            channel_of=channel_of if self._stacked else None,
+            origin=(region.x, region.y),
+            inside=(inside.x, inside.y, inside.right, inside.bottom),
+            level_size=self._size,
+            covered=self._gapless and not self._ordered and inside == region,
+            ordered=self._ordered,
+        )
+        if not self._ordered and not plan.covered:
+            plan.covered = plan.area == region.w * region.h * self._channels
         return plan
-    return replace(plan, covered=plan.area == region.w * region.h * len(channels))
+
+
+def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, stacked: bool) -> ReadPlan:
+    """Plan to read one region; see ``RegionPlanner``."""
+    return RegionPlanner(level, channels, stacked=stacked).plan(region)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiweb.batch import Batch, batch_frames
-from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
-from wsiweb.codecs import TruncatedFrameError, decode
+from wsiweb.cache import AbandonedError, ByteCache, Claim, Keep, SingleFlightCache
+from wsiweb.codecs import FrameDecoder, TruncatedFrameError
 from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.cache import Waiter
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
     from wsiweb.plan import FrameKey
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[Any]
 
+Arrived = tuple["Task", EncodedFrame]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,6 +47,10 @@ _EARLY_BYTES = 64 << 20
 """Of tiles decoded before it is certain which they are; they wait for the end of an answer."""
 _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
+_LOT_FRAMES = 4
+"""Decoded by one thread before it hands them on: each handing on is as much work as a tenth of a decode."""
+_LOTS_A_THREAD = 8
+"""Into which a batch is divided at the least, so that no thread is left with more than its share."""
 
 
 class ClosedError(WsiWebError):
@@ -60,7 +66,7 @@ class Errand:
     """What becomes of the tiles that it decodes; the encoded frames of those that are not kept are not either."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Task:
     """One tile to produce."""
 
@@ -84,6 +90,9 @@ class Reader:
         self.process_id = os.getpid()
         self.memory = ArrayPool()
         self._instances = instances
+        self._frame_decoders = [
+            FrameDecoder(instance.pixels, instance.transfer_syntax_uid, self.memory.empty) for instance in instances
+        ]
         self._closed = False
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._active: set[Errand] = set()
@@ -148,7 +157,7 @@ class Reader:
         frame = self._frames.get(key)
         if frame is None:
             self.check_open()
-            (frame,) = self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())
+            ((frame,),) = self.source.fetch(instance.batch((key[1] + 1,)), Cancellation())
         return frame.data
 
     def soon(self, job: Callable[[], None]) -> None:
@@ -174,15 +183,9 @@ class Reader:
         with self._lock:
             self._active.discard(errand)
 
-    def claim(
-        self, keys: Iterable[FrameKey], tell: Callable[[FrameKey, Pixels | None, BaseException | None], None]
-    ) -> tuple[dict[FrameKey, Pixels], list[FrameKey]]:
-        """Return the tiles that are there, and the keys that the caller must ``start``.
-
-        ``tell(key, tile, error)`` is called for the rest, from any thread.
-        """
-        claim = self._tiles.claim(keys, tell)
-        return claim.hits, claim.ours
+    def claim(self, keys: Iterable[FrameKey], waiter: Waiter[FrameKey, Pixels]) -> Claim[FrameKey, Pixels]:
+        """Return the tiles that are there, and the keys that the caller must ``start``; the waiter hears of others."""
+        return self._tiles.claim(keys, waiter)
 
     def start(self, wanted: dict[FrameKey, tuple[int, int]], errand: Errand) -> None:
         """Produce tiles: decode what is cached encoded, fetch the rest in batches.
@@ -193,14 +196,16 @@ class Reader:
         rank = next(self._ranks)
         try:
             missing = []
+            there: list[Arrived] = []
             for key, visible in wanted.items():
                 frame = self._frames.get(key)
                 if frame is None:
                     missing.append(key)
                 else:
-                    self.stats.add(frame_hits=1)
-                    left.discard(key)
-                    self._submit_decode(Task(key, visible, errand, rank), frame)
+                    there.append((Task(key, visible, errand, rank), frame))
+            self.stats.add(frame_hits=len(there))
+            left.difference_update(task.key for task, _ in there)
+            self._submit_decode(there, self._lot_frames(len(there)))
             advice = self.advise(len(missing))
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
@@ -216,11 +221,19 @@ class Reader:
         except RuntimeError:  # somebody closed the slide meanwhile
             self.abandon(task.key for task in tasks)
 
-    def _submit_decode(self, task: Task, frame: EncodedFrame) -> None:
+    def _submit_decode(self, frames: list[Arrived], lot_frames: int) -> None:
+        """Have frames of one rank decoded, so many at a time."""
+        if not frames:
+            return
+        lots = (frames[first : first + lot_frames] for first in range(0, len(frames), lot_frames))
         try:
-            self._decoders.add(functools.partial(self._decode, task, frame), task.rank)
+            self._decoders.add_all([functools.partial(self._decode, lot) for lot in lots], frames[0][0].rank)
         except RuntimeError:
-            self.abandon((task.key,))
+            self.abandon(task.key for task, _ in frames)
+
+    def _lot_frames(self, frames: int) -> int:
+        """Return how many of so many frames, which come together, one thread decodes at a time."""
+        return min(max(frames // (_LOTS_A_THREAD * self.options.decode_thread_count), 1), _LOT_FRAMES)
 
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are asked for: as the source would have it, within the options."""
@@ -249,13 +262,9 @@ class Reader:
         try:
             if errand.cancellation.cancelled:
                 return
-            for frame in self.source.fetch(instance.batch(numbers, fresh=again), errand.cancellation, guesses.preview):
-                task = left.pop(frame.frame_number)
-                self.stats.add(**{"disk_hits" if frame.from_disk else "frames": 1})
-                if errand.keep is not Keep.NOT:
-                    self._frames.put(task.key, frame)
-                if not guesses.confirm(frame, functools.partial(self._conclude, task, frame)):
-                    self._submit_decode(task, frame)
+            for frames in self.source.fetch(instance.batch(numbers, fresh=again), errand.cancellation, guesses.preview):
+                arrived = [(left.pop(frame.frame_number), frame) for frame in frames]
+                self._take_in(arrived, guesses, self._lot_frames(len(tasks)))
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 self._fail(batch, left, error)
@@ -263,6 +272,18 @@ class Reader:
         finally:
             guesses.close()
             self.abandon(task.key for task in left.values())
+
+    def _take_in(self, arrived: list[Arrived], guesses: Guesses[Pixels | BaseException], lot_frames: int) -> None:
+        """Note frames that have come, and have them decoded where that has not begun."""
+        from_disk = sum(frame.from_disk for _, frame in arrived)
+        self.stats.add(frames=len(arrived) - from_disk, disk_hits=from_disk)
+        if arrived[0][0].errand.keep is not Keep.NOT:
+            self._frames.put((task.key, frame) for task, frame in arrived)
+        rest = [
+            (task, frame) for task, frame in arrived
+            if not guesses.confirm(frame, functools.partial(self._conclude_one, task, frame))
+        ]  # fmt: skip
+        self._submit_decode(rest, lot_frames)
 
     def _fail(self, batch: Batch, left: dict[int, Task], error: Exception) -> None:
         """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them."""
@@ -276,44 +297,48 @@ class Reader:
         elif others:
             self._submit_fetch(Batch(batch.instance_index, tuple(task.key[1] for task in others)), others)
 
-    def _decode(self, task: Task, frame: EncodedFrame) -> None:
-        """Decode one frame; runs in a decode thread."""
-        self._conclude(task, frame, self._attempt(task, frame))
+    def _decode(self, lot: list[Arrived]) -> None:
+        """Decode frames of one errand; runs in a decode thread."""
+        self._conclude([(task, frame, self._attempt(task, frame)) for task, frame in lot])
 
     def _attempt(self, task: Task, frame: EncodedFrame) -> Pixels | BaseException:
         if task.errand.cancellation.cancelled:
             return AbandonedError()
-        instance = self._instances[task.key[0]]
         try:
-            return decode(
-                frame,
-                instance.pixels,
-                transfer_syntax_uid=instance.transfer_syntax_uid,
-                visible=task.visible,
-                empty=self.memory.empty,
-            )
+            return self._frame_decoders[task.key[0]].decode(frame, task.visible)
         except BaseException as error:  # noqa: BLE001  (a MemoryError, say: the caller shall have it)
             return error
 
-    def _conclude(self, task: Task, frame: EncodedFrame, outcome: Pixels | BaseException) -> None:
-        """Resolve, fail or abandon a key by what decoding its frame has come to, or have the frame fetched again."""
+    def _conclude_one(self, task: Task, frame: EncodedFrame, outcome: Pixels | BaseException) -> None:
+        self._conclude([(task, frame, outcome)])
+
+    def _conclude(self, outcomes: Sequence[tuple[Task, EncodedFrame, Pixels | BaseException]]) -> None:
+        """Resolve, fail or abandon keys of one errand by what decoding their frames has come to."""
+        tiles = []
+        for task, frame, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                self._conclude_failure(task, frame, outcome)
+            else:
+                outcome.flags.writeable = False  # shared from now on
+                tiles.append((task.key, outcome))
+        if tiles:
+            self.stats.add(decoded=len(tiles))
+            self._tiles.resolve(tiles, outcomes[0][0].errand.keep)
+
+    def _conclude_failure(self, task: Task, frame: EncodedFrame, error: BaseException) -> None:
+        """Fail or abandon a key whose frame did not decode, or have the frame fetched again."""
         key = task.key
-        if not isinstance(outcome, BaseException):
-            self.stats.add(decoded=1)
-            outcome.flags.writeable = False  # shared from now on
-            self._tiles.resolve(key, outcome, task.errand.keep)
-            return
-        if not isinstance(outcome, (DecodeError, UnsupportedError)):
-            self._tiles.fail(key, outcome)
+        if not isinstance(error, (DecodeError, UnsupportedError)):
+            self._tiles.fail(key, error)
             return
         self._frames.discard(key)
         # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
-        doubtful = frame.from_disk or (isinstance(outcome, TruncatedFrameError) and self.source.remote)
+        doubtful = frame.from_disk or (isinstance(error, TruncatedFrameError) and self.source.remote)
         if doubtful and not task.again:
             self.stats.add(retries=1)
             self._submit_fetch(Batch(key[0], (key[1],)), [replace(task, again=True)])
             return
-        self._tiles.fail(key, _located(outcome, self._instances[key[0]], key[1]))
+        self._tiles.fail(key, _located(error, self._instances[key[0]], key[1]))
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:

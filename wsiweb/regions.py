@@ -14,7 +14,7 @@ from wsiweb import icc
 from wsiweb.cache import Keep
 from wsiweb.errors import RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.plan import plan_read
+from wsiweb.plan import RegionPlanner
 from wsiweb.stream import Read
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class RegionArrays:
     view, regions
         What to read: rectangles that touch the view.
     channels, stacked
-        As for ``plan_read``.
+        As for ``RegionPlanner``.
     outs
         Arrays to fill and yield, one a region; None makes new ones.
     profile
@@ -75,15 +75,19 @@ class RegionArrays:
         self._targets = outs if direct is None else None
         drawn: deque[int] = deque()  # the parts of what was planned and is not read yet
 
+        planner = RegionPlanner(view.level, channels, stacked=stacked)
+
         def reads() -> Iterator[Read]:
             for region in regions:
-                parts = list(_bands(view, region))
+                if not view.resampled:
+                    drawn.append(1)
+                    yield Read(planner.plan(region), None if direct is None else next(direct))
+                    continue
+                parts = _bands(view, region)
                 drawn.append(len(parts))
                 for part in parts:
-                    plan = plan_read(view.level, channels, view.source_of(part), stacked=stacked)
                     finish = functools.partial(view.resample, region=part, background=background)
-                    out = None if direct is None else next(direct)
-                    yield Read(plan, out, finish if view.resampled else None)
+                    yield Read(planner.plan(view.source_of(part)), None, finish)
 
         self._drawn = drawn
         self._stream = reader.stream(reads(), ahead_bytes=ahead_bytes, keep=keep)
@@ -135,21 +139,19 @@ def rectangle(region: Region) -> Rectangle:
     return Rectangle(integer(x, "x"), integer(y, "y"), integer(w, "w"), integer(h, "h"))
 
 
-def _bands(view: View, region: Rectangle) -> Iterator[Rectangle]:
-    """Cut a region into bands whose source fits into memory, where it is resampled."""
-    if not view.resampled:
-        yield region
-        return
+def _bands(view: View, region: Rectangle) -> list[Rectangle]:
+    """Cut a region that is resampled into bands whose source fits into memory."""
     row_bytes = region.w * view.scale[0] * view.scale[1] * view.level.dtype.itemsize * 3
     rows = max(int(_BAND_BYTES // row_bytes), 1)
     inside = region.intersection(view.bounds)
     if inside.h <= rows:
-        yield region
-        return
+        return [region]
+    bands = []
     top = region.y
     while top < region.bottom:
         bottom = min(max(top, inside.y) + rows, region.bottom)
         if bottom >= inside.bottom:
             bottom = region.bottom
-        yield Rectangle(region.x, top, region.w, bottom - top)
+        bands.append(Rectangle(region.x, top, region.w, bottom - top))
         top = bottom
+    return bands

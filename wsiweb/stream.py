@@ -22,7 +22,7 @@ from wsiweb.cache import AbandonedError, Keep
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -39,6 +39,8 @@ _WORTH_THREADS_BYTES = 4 << 20
 _TOGETHER, _TOGETHER_SECONDS = 8, 0.003
 """A caller who must wait waits for so many arrays, if they come so soon: woken for each, it would take turns with the
 threads that make them."""
+_NAP_SECONDS = 0.5
+"""A Ctrl-C that comes just before a thread falls asleep does not wake it; it is heeded with the next nap."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +50,7 @@ class Event:
     abandoned: FrameKey | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Read:
     """One array to make."""
 
@@ -121,61 +123,62 @@ class Board:
         with self._lock:
             self._wanted_by.clear()
 
-    def tell(self, key: FrameKey, tile: Pixels | None, error: BaseException | None) -> None:
-        """Take what became of a tile: paint it wherever it belongs, or let the caller know. From any thread."""
+    def fail(self, key: FrameKey, error: BaseException) -> None:
+        """Hear that a tile will not come, and let the caller know. From any thread."""
         if isinstance(error, AbandonedError):
             self.events.put(Event(abandoned=key))
             return
-        try:
-            if tile is not None:
-                self.paint(key, tile)
-                return
-        except BaseException as problem:  # noqa: BLE001  (it is the caller's, not this thread's)
-            error = problem
         with self._lock:
             for job in self._wanted_by.pop(key, ()):
                 job.error = error
         self.events.put(Event())
 
-    def tell_all(self, tiles: Iterable[tuple[FrameKey, Pixels]]) -> None:
-        """Take tiles that were there."""
-        for key, tile in tiles:
-            self.tell(key, tile, None)
-
-    def paint(self, key: FrameKey, tile: Pixels) -> None:
-        """Paint a tile into all arrays that show it."""
+    def take(self, tiles: Sequence[tuple[FrameKey, Pixels]]) -> None:
+        """Paint tiles into all arrays that show them. From any thread."""
+        places = []
         with self._lock:
-            places = [(job, job.waiting.pop(key), self.array_of(job)) for job in self._wanted_by.pop(key, ())]
-            for job, row, _ in places:
-                if job.plan.ordered:
-                    job.held[row] = tile
-        for job, row, array in places:
-            if not job.plan.ordered:
-                stitch.paste(array, tile, job.plan, row)
-            elif not job.waiting:
-                self._paint_held(job, array)
-            self._painted(job)
+            for key, tile in tiles:
+                for job in self._wanted_by.pop(key, ()):
+                    row = job.waiting.pop(key)
+                    if job.plan.ordered:
+                        job.held[row] = tile
+                    places.append((job, row, tile))
+        for job, row, tile in places:
+            try:
+                self._paint(job, row, tile)
+            except BaseException as error:  # noqa: BLE001  (a MemoryError, say: it is the caller's)
+                job.error = error
+                self.events.put(Event())
+        whole = []
+        with self._lock:
+            for job, _, _ in places:
+                job.unpainted -= 1
+                if job.unpainted == 0 and job.error is None:
+                    whole.append(job)
+        for job in whole:
+            self.complete(job)
 
     def array_of(self, job: Job) -> Pixels:
         """Return the array of a plan; made with the first tile, so that memory just let go by others serves again."""
         if job.array is None:
-            # One array alone, kept by its owner, would hold the slab of many.
-            empty = np.empty if self._alone and job.finish is None else self._memory.empty
-            job.array = empty(job.plan.shape, job.plan.dtype)
+            with self._lock:
+                if job.array is None:
+                    # One array alone, kept by its owner, would hold the slab of many.
+                    empty = np.empty if self._alone and job.finish is None else self._memory.empty
+                    job.array = empty(job.plan.shape, job.plan.dtype)
         return job.array
+
+    def _paint(self, job: Job, row: int, tile: Pixels) -> None:
+        if not job.plan.ordered:
+            stitch.paste(self.array_of(job), tile, job.plan, row)
+        elif not job.waiting:
+            self._paint_held(job, self.array_of(job))
 
     def _paint_held(self, job: Job, array: Pixels) -> None:
         with self._lock:
             held, job.held = job.held, {}
         for row in sorted(held):
             stitch.paste(array, held[row], job.plan, row)
-
-    def _painted(self, job: Job) -> None:
-        with self._lock:
-            job.unpainted -= 1
-            last = job.unpainted == 0
-        if last:
-            self.complete(job)
 
     def complete(self, job: Job) -> None:
         """Finish what is painted, and wake the caller."""
@@ -282,22 +285,24 @@ class Stream:
         self._ahead_bytes += plan.output_bytes
         rows = dict(job.waiting)
         new = self._board.enlist(job)
-        hits, ours = self._reader.claim(new, self._board.tell)
-        self._reader.stats.add(tile_hits=len(plan.keys) - len(new) + len(hits), tile_misses=len(new) - len(hits))
-        self._claimed.update((key, plan.visible(rows[key])) for key in ours)
-        self._paint(hits, job)
+        claim = self._reader.claim(new, self._board)
+        misses = len(new) - len(claim.hits)
+        self._reader.stats.add(tile_hits=len(plan.keys) - misses, tile_misses=misses)
+        for key in claim.ours:
+            self._claimed[key] = plan.visible(rows[key])
+        if claim.hits:
+            self._paint(list(claim.hits.items()), job)
         if not plan.keys:
             self._board.complete(job)
 
-    def _paint(self, hits: dict[FrameKey, Pixels], job: Job) -> None:
+    def _paint(self, hits: list[tuple[FrameKey, Pixels]], job: Job) -> None:
         """Paint tiles that were there; in the decode threads, where that is more work than waking them."""
-        items = list(hits.items())
         if job.finish is None and job.plan.output_bytes < _WORTH_THREADS_BYTES:
-            self._board.tell_all(items)
+            self._board.take(hits)
             return
-        share = max(-(-len(items) // self._reader.options.decode_thread_count), 1)
-        for start in range(0, len(items), share):
-            self._reader.soon(functools.partial(self._board.tell_all, items[start : start + share]))
+        share = max(-(-len(hits) // self._reader.options.decode_thread_count), 1)
+        for start in range(0, len(hits), share):
+            self._reader.soon(functools.partial(self._board.take, hits[start : start + share]))
 
     def _wait_for(self, job: Job) -> None:
         if not job.done:
@@ -315,10 +320,13 @@ class Stream:
         """Sleep until an array is whole or will not be, or time is up."""
         self._board.awaited = job
         while not job.done and job.error is None:
+            left = deadline - time.monotonic()
             try:
-                event = self._board.events.get(timeout=max(deadline - time.monotonic(), 0))
+                event = self._board.events.get(timeout=min(max(left, 0), _NAP_SECONDS))
             except queue.Empty:
-                return
+                if left <= _NAP_SECONDS:
+                    return
+                continue
             if event.abandoned is not None:
                 self._reclaim(event.abandoned)
             else:
@@ -336,8 +344,8 @@ class Stream:
     def _reclaim(self, key: FrameKey) -> None:
         """Another read was to produce this tile and was stopped: produce it here."""
         self._reader.check_open()
-        hits, ours = self._reader.claim([key], self._board.tell)
-        self._board.tell_all(list(hits.items()))
-        job = self._board.wanted_by(key) if ours else None
+        claim = self._reader.claim([key], self._board)
+        self._board.take(list(claim.hits.items()))
+        job = self._board.wanted_by(key) if claim.ours else None
         if job is not None:
             self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)

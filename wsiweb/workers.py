@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,9 +43,14 @@ class Workers:
         RuntimeError
             After ``close``.
         """
+        self.add_all((job,), rank)
+
+    def add_all(self, jobs: Sequence[Callable[[], None]], rank: int = 0) -> None:
+        """Have jobs done, in order; see ``add``."""
         with self._lock:
-            self._wake(1)
-            heapq.heappush(self._jobs, (rank, next(self._order), job))
+            self._wake(len(jobs))
+            for job in jobs:
+                heapq.heappush(self._jobs, (rank, next(self._order), job))
 
     def add_spare(self, job: Callable[[], None]) -> None:
         """Have a job done when there is no other, if at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from wsiweb.doctor.subject import Subject
     from wsiweb.doctor.wire import WatchedService
     from wsiweb.reader import Reader
+    from wsiweb.sources.base import EncodedFrame, FrameBatch
 
 BATCH_FRAMES = 12
 """At most, in the measurement of throughput."""
@@ -63,12 +65,16 @@ def check_throughput(reader: Reader, service: WatchedService, subject: Subject, 
     at_once = min(AT_ONCE, room - 1, reader.options.max_connections)
     size = min(room // (at_once + 1), BATCH_FRAMES if lists else 1, subject.instance.number_of_frames)
     alone, together = subject.batch(size), [subject.batch(size) for _ in range(at_once)]
+
+    def fetched(batch: FrameBatch) -> list[EncodedFrame]:
+        return list(itertools.chain.from_iterable(reader.source.fetch(batch, Cancellation())))
+
     try:
         started = time.perf_counter()
-        one_bytes = sum(len(frame.data) for frame in reader.source.fetch(alone, Cancellation()))
+        one_bytes = sum(len(frame.data) for frame in fetched(alone))
         one_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        many = list(reader.map_ordered(lambda batch: list(reader.source.fetch(batch, Cancellation())), together))
+        many = list(reader.map_ordered(fetched, together))
         many_seconds = time.perf_counter() - started
     except WsiWebError as error:
         return Check(name, "failed", str(error))

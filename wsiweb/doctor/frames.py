@@ -72,7 +72,7 @@ def check_single(reader: Reader, service: WatchedService, subject: Subject) -> S
     """Fetch one frame as reading does, and decode it."""
     instance, before = subject.instance, len(service.exchanges)
     try:
-        (frame,) = reader.source.fetch(subject.batch(1), Cancellation())
+        ((frame,),) = reader.source.fetch(subject.batch(1), Cancellation())
     except WsiWebError as error:
         return Single(Check("single frames", "failed", str(error)))
     attempts = service.exchanges[before:]
@@ -159,7 +159,7 @@ def check_media_types(service: WatchedService, subject: Subject, stored: str | N
         try:
             with service.get(subject.url(service, number), form) as answer:
                 must_succeed(answer)
-                (frame,) = frames_in(answer, number)
+                ((frame,),) = frames_in(answer, number)
             result = nature_of(frame, instance, stored)
         except RefusedError as error:
             result = str(error.status)

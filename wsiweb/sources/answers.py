@@ -13,7 +13,7 @@ from wsiweb.sources.multipart import MultipartParser, parse_content_type
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from wsiweb.sources.base import Preview
+    from wsiweb.sources.base import Frames, Preview
     from wsiweb.sources.http import Answer
     from wsiweb.sources.multipart import Part
 
@@ -38,12 +38,12 @@ _ERROR_TYPES = (
 
 def frames_in(
     answer: Answer, numbers: Sequence[int], *, max_bytes: int = MAX_FRAME_BYTES, preview: Preview | None = None
-) -> Iterator[EncodedFrame]:
+) -> Iterator[Frames]:
     """Yield the frames of an answer, each of ``numbers`` at most once, as they arrive.
 
-    A part says by its Content-Location which frame it is; it is then handed out at once. Parts that do not say are
-    held until the answer is whole and as many have come as were asked for: one left out in the middle would
-    otherwise pass its neighbours off as each other. ``preview`` is told of them meanwhile.
+    A part says by its Content-Location which frame it is; it is then handed out at once, with those that came with
+    it. Parts that do not say are held until the answer is whole and as many have come as were asked for: one left out
+    in the middle would otherwise pass its neighbours off as each other. ``preview`` is told of them meanwhile.
 
     A frame of more than ``max_bytes`` is refused.
 
@@ -54,60 +54,79 @@ def frames_in(
     """
     media_type, parameters = parse_content_type(answer.content_type)
     if not media_type.startswith("multipart/"):
-        yield _single(answer, media_type, parameters, numbers, max_bytes)
-        return
-    parser = MultipartParser(parameters.get("boundary"), max_part_bytes=max_bytes)
+        yield [_single(answer, media_type, parameters, numbers, max_bytes)]
+    else:
+        parser = MultipartParser(parameters.get("boundary"), max_part_bytes=max_bytes)
+        yield from _frames_of(parser, answer, numbers, preview)
+
+
+def _frames_of(
+    parser: MultipartParser, answer: Answer, numbers: Sequence[int], preview: Preview | None
+) -> Iterator[Frames]:
     missing = set(numbers)
-    unnamed: list[EncodedFrame] = []
-    most = 2 * len(numbers) + SPARE_PARTS
-    for count, part in enumerate(_parts(parser, answer), 1):
-        number = _number(part)
-        if number is None:
-            unnamed.append(_frame(part, numbers[min(len(unnamed), len(numbers) - 1)]))
-            if preview is not None and part.data and len(unnamed) <= len(numbers):
-                preview(unnamed[-1])
-        elif number in missing and part.data:
-            missing.discard(number)
-            yield _frame(part, number)
-        if count > most and not missing:
+    unnamed: Frames = []
+    count = 0
+    for parts in _parts(parser, answer):
+        named: Frames = []
+        seen = len(unnamed)
+        for part in parts:
+            number = _number(part)
+            if number is None:
+                unnamed.append(_frame(part, numbers[min(len(unnamed), len(numbers) - 1)]))
+            elif number in missing and part.data:
+                missing.discard(number)
+                named.append(_frame(part, number))
+        if preview is not None and len(unnamed) > seen:
+            preview([frame for frame in unnamed[seen : len(numbers)] if frame.data])
+        if named:
+            yield named
+        count += len(parts)
+        if count > 2 * len(numbers) + SPARE_PARTS:
+            if missing:
+                raise _incomplete(answer, missing, f"far more parts than the {len(numbers)} frames that were asked for")
             return
-        if count > most:
-            raise ProtocolError(
-                f"{answer.url} answered with far more parts than the {len(numbers)} frames that were asked for",
-                url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
-            )  # fmt: skip
     if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
-        for frame in unnamed:
-            if frame.data:
-                missing.discard(frame.frame_number)
-                yield frame
+        whole = [frame for frame in unnamed if frame.data]
+        missing.difference_update(frame.frame_number for frame in whole)
+        if whole:
+            yield whole
     if missing:
         state = "is complete" if parser.finished else "ends without a closing boundary"
         came = len(numbers) - len(missing) + len(unnamed)
-        raise ProtocolError(
-            f"{answer.url} answered with {came} of {len(numbers)} frames, and the answer {state}",
-            url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
-        )  # fmt: skip
+        raise _incomplete(answer, missing, f"{came} of {len(numbers)} frames, and the answer {state}")
 
 
-def _parts(parser: MultipartParser, answer: Answer) -> Iterator[Part]:
-    """Yield the parts of an answer; what is whole when it breaks off, too."""
-    try:
-        for chunk in answer.chunks:
-            yield from parser.feed(chunk)
-    except ProtocolError as error:
-        if error.url is None:  # the parser does not know it
-            raise type(error)(f"{answer.url}: {error}", url=answer.url, status=answer.status) from error
-        yield from parser.close()
-        raise
-    except SourceError:
-        yield from parser.close()
-        raise
-    yield from parser.close()
+def _incomplete(answer: Answer, missing: set[int], with_what: str) -> ProtocolError:
+    return ProtocolError(
+        f"{answer.url} answered with {with_what}",
+        url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
+    )  # fmt: skip
+
+
+def _parts(parser: MultipartParser, answer: Answer) -> Iterator[list[Part]]:
+    """Yield the parts of an answer, those that came together in one list; what is whole when it breaks off, too."""
+    error: SourceError | None = None
+    chunk: bytes | None = b""
+    while chunk is not None and error is None:
+        parts: list[Part] = []
+        try:
+            chunk = next(answer.chunks, None)
+            parts.extend(parser.close() if chunk is None else parser.feed(chunk))
+        except SourceError as caught:
+            error = caught
+            if error.url is not None or not isinstance(error, ProtocolError):  # not the parser's
+                parts.extend(parser.close())
+        if parts:
+            yield parts
+    if isinstance(error, ProtocolError) and error.url is None:
+        raise type(error)(f"{answer.url}: {error}", url=answer.url, status=answer.status) from error
+    if error is not None:
+        raise error
 
 
 def _number(part: Part) -> int | None:
-    match = _FRAME_IN_LOCATION.search(part.headers.get("content-location", ""))
+    location = part.headers.get("content-location")
+    match = _FRAME_IN_LOCATION.search(location) if location else None
     return int(match[1]) if match else None
 
 

@@ -112,7 +112,9 @@ class Cancellation:
             self._callbacks.discard(callback)
 
 
-Preview = Callable[[EncodedFrame], None]
+Frames = list[EncodedFrame]
+"""That came together."""
+Preview = Callable[[Frames], None]
 
 
 class FrameSource(Protocol):
@@ -141,12 +143,10 @@ class FrameSource(Protocol):
         """Return one dataset for each instance of the series."""
         ...
 
-    def fetch(
-        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
-    ) -> Iterator[EncodedFrame]:
-        """Yield each frame of the batch once, in any order, as it arrives; all of them, or raise.
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
+        """Yield each frame of the batch once, in any order, as they arrive; all of them, or raise.
 
-        Where it is certain only in the end which frame is which, ``preview`` is told what each seems to be. Only what
+        Where it is certain only in the end which frame is which, ``preview`` is told what they seem to be. Only what
         is yielded counts; it is then the same object.
         """
         ...

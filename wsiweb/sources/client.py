@@ -20,7 +20,7 @@ from wsiweb.stats import ReadStats
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset, Preview
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, Frames, JsonDataset, Preview
 
 _NATIVE_FRAMES = (("application/octet-stream", "*"),)
 
@@ -69,7 +69,7 @@ class ClientSource:
         batch: FrameBatch,
         cancellation: Cancellation,
         preview: Preview | None = None,  # noqa: ARG002  (each frame is certain when it comes)
-    ) -> Iterator[EncodedFrame]:
+    ) -> Iterator[Frames]:
         """Return the frames of the batch by one call."""
         if cancellation.cancelled:
             return
@@ -85,8 +85,7 @@ class ClientSource:
             )
         if len(found) != len(numbers):
             raise ProtocolError(f"{what}: {len(found)} frames came.", frame_numbers=numbers)
-        for number, data in zip(numbers, found, strict=True):
-            yield EncodedFrame(number, bytes(data))
+        yield [EncodedFrame(number, bytes(data)) for number, data in zip(numbers, found, strict=True)]
 
     def fetch_bulk(self, uri: str) -> bytes:
         """Return the value behind a BulkDataURI."""

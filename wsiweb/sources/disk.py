@@ -27,7 +27,7 @@ from wsiweb.sources.store import DiskStore, Entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, FrameSource, JsonDataset, Preview
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, Frames, FrameSource, JsonDataset, Preview
     from wsiweb.stats import ReadStats
 
 logger = logging.getLogger("wsiweb")
@@ -166,9 +166,7 @@ class DiskCachedSource:
         ask = partial(self._source.fetch_bulk, uri)
         return self._cache.recall(("bulk", *self._uids, uri), ask, pack=bytes, unpack=bytes)
 
-    def fetch(
-        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
-    ) -> Iterator[EncodedFrame]:
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
         """Yield what is on disk, then what is not; whole frames among that are kept when all have been handed out."""
         missing = batch.frame_numbers
         if not batch.fresh:
@@ -177,16 +175,18 @@ class DiskCachedSource:
                 numbers = batch.frame_numbers[start : start + _FRAMES_AT_ONCE]
                 found = self._kept(batch, numbers)
                 missing += tuple(number for number in numbers if number not in found)
-                yield from found.values()
+                if found:
+                    yield list(found.values())
         if not missing:
             return
         arrived: dict[bytes, Entry] = {}
         try:
-            for frame in self._source.fetch(replace(batch, frame_numbers=missing), cancellation, preview):
-                if complete(frame.data):
-                    label = json.dumps((frame.media_type, frame.transfer_syntax_uid))
-                    arrived[self._key(batch, frame.frame_number)] = Entry(frame.data, label)
-                yield frame
+            for frames in self._source.fetch(replace(batch, frame_numbers=missing), cancellation, preview):
+                for frame in frames:
+                    if complete(frame.data):
+                        label = json.dumps((frame.media_type, frame.transfer_syntax_uid))
+                        arrived[self._key(batch, frame.frame_number)] = Entry(frame.data, label)
+                yield frames
         finally:
             # A bad frame of a long answer must not take the place of the fresh one that was asked for meanwhile.
             self._cache.store.put(arrived, overwrite=batch.fresh)

@@ -15,7 +15,7 @@ from wsiweb.stats import ReadStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, JsonDataset, Preview
+    from wsiweb.sources.base import Advice, Cancellation, FrameBatch, Frames, JsonDataset, Preview
 
 
 class LocalSource:
@@ -143,14 +143,14 @@ class LocalSource:
         batch: FrameBatch,
         cancellation: Cancellation,
         preview: Preview | None = None,  # noqa: ARG002  (each frame is certain when it comes)
-    ) -> Iterator[EncodedFrame]:
+    ) -> Iterator[Frames]:
         """Read the frames of the batch, in order."""
         file = self._file(batch.address.instance_uid)
         for frame_number in batch.frame_numbers:
             if cancellation.cancelled:
                 return
             data = file.read_frame(frame_number - 1)
-            yield EncodedFrame(frame_number, data, transfer_syntax_uid=file.transfer_syntax_uid)
+            yield [EncodedFrame(frame_number, data, transfer_syntax_uid=file.transfer_syntax_uid)]
 
     def _file(self, instance_uid: str) -> Part10File:
         try:

@@ -16,7 +16,7 @@ from wsiweb.errors import ProtocolError
 from wsiweb.sources.retry import OversizeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 MAX_HEADER_BYTES = 16_384
 MAX_PREAMBLE_BYTES = 65_536
@@ -26,7 +26,7 @@ _CARRIAGE_RETURN = 13
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """One body part."""
 
@@ -69,9 +69,9 @@ class MultipartParser:
         self._delimiter = None if boundary is None else b"--" + boundary.encode("latin-1", "replace")
         self._buffer = bytearray(b"\r\n")  # so that every delimiter follows a line break
         self._at = 0  # in the buffer; what is before is done with
-        self._state: Callable[[], bool] = self._preamble
+        self._begun = False
+        self._in_body = False
         self._headers: Mapping[str, str] = {}
-        self._part: Part | None = None
         self._max_part_bytes = max_part_bytes
         self._length: int | None = None
         self._lengths_lie = False
@@ -85,7 +85,8 @@ class MultipartParser:
             self._scanned = max(self._scanned - self._at, 0)
             self._at = 0
             self._buffer += data
-            yield from self._parts()
+            while (part := self._next()) is not None:
+                yield part
 
     def close(self) -> Iterator[Part]:
         """Yield what the end of the body shows to be parts.
@@ -95,8 +96,8 @@ class MultipartParser:
         if self.finished:
             return
         length, self._length, self._lengths_lie = self._length, None, True
-        headers, in_body, start = self._headers, self._state == self._body, self._at + 1
-        found = list(self._parts())
+        headers, in_body, start = self._headers, self._in_body, self._at + 1
+        found = list(iter(self._next, None))
         yield from found
         if found or not in_body or length is None or len(self._buffer) < start + length:
             return
@@ -108,15 +109,17 @@ class MultipartParser:
         delimiter = self._delimiter or b""
         return any((ending + delimiter).startswith(rest) for ending in (b"\r\n", b"\n"))
 
-    def _parts(self) -> Iterator[Part]:
-        while not self.finished and self._state():
-            if self._part is not None:
-                part, self._part = self._part, None
-                yield part
+    # Each of these goes on in the buffer as far as it can, and says whether it came to its end.
 
-    # Each state goes on in the buffer as far as it can, and says whether it came to its end.
+    def _next(self) -> Part | None:
+        """Return the next part, if it is whole."""
+        if not self._begun and not self._skip_preamble():
+            return None
+        if not self._in_body and not self._read_headers():
+            return None
+        return self._read_body()
 
-    def _preamble(self) -> bool:
+    def _skip_preamble(self) -> bool:
         if self._delimiter is None:
             match = re.search(rb"\n(--[^\r\n]+)[ \t]*\r?\n", self._buffer)
             if match is not None:
@@ -127,69 +130,64 @@ class MultipartParser:
                 raise ProtocolError("The answer claims to be multipart, but no boundary is in it.")
             return False
         self._at = start + 1 + len(self._delimiter)
-        self._state = self._after_delimiter
+        self._begun = True
         return True
 
-    def _after_delimiter(self) -> bool:
-        """Two hyphens close the body; otherwise the rest of the line is padding."""
-        if self._buffer.startswith(b"--", self._at):
+    def _read_headers(self) -> bool:
+        """Go on behind a delimiter: two hyphens close the body; otherwise the rest of the line is padding."""
+        buffer, at = self._buffer, self._at
+        if buffer.startswith(b"--", at):
             self.finished = True
             return False
-        end = self._buffer.find(b"\n", self._at)
+        end = buffer.find(b"\n", at)
         if end < 0:
-            if len(self._buffer) - self._at > MAX_HEADER_BYTES:
+            if len(buffer) - at > MAX_HEADER_BYTES:
                 raise ProtocolError("A boundary line of the answer does not end.")
             return False
         # The line break stays: it may be the blank line's half, where a part has no headers.
-        self._at = end - 1 if end > self._at and self._buffer[end - 1] == _CARRIAGE_RETURN else end
-        self._state = self._part_headers
-        return True
-
-    def _part_headers(self) -> bool:
-        match = _HEADER_END.search(self._buffer, self._at, self._at + MAX_HEADER_BYTES)
+        start = end - 1 if end > at and buffer[end - 1] == _CARRIAGE_RETURN else end
+        match = _HEADER_END.search(buffer, start, start + MAX_HEADER_BYTES)
         if match is None:
-            if len(self._buffer) - self._at > MAX_HEADER_BYTES:
+            if len(buffer) - start > MAX_HEADER_BYTES:
                 raise ProtocolError("The headers of a part of the answer do not end.")
             return False
-        self._headers = _parse_headers(bytes(self._buffer[self._at : match.start()]))
-        self._at = match.end() - 1  # the line break stays: a delimiter may follow at once
+        self._headers = _parse_headers(bytes(buffer[start : match.start()]))
+        self._at = self._scanned = match.end() - 1  # the line break stays: a delimiter may follow at once
         self._length = None if self._lengths_lie else _length(self._headers.get("content-length", ""))
         if self._length is not None and self._length > self._max_part_bytes:
             self._length = None
-        self._scanned = self._at
-        self._state = self._body
+        self._in_body = True
         return True
 
-    def _body(self) -> bool:
+    def _read_body(self) -> Part | None:
         """Find the delimiter that ends the part: behind as many bytes as it says it has, else wherever it is.
 
         Some servers get the length wrong.
         """
         assert self._delimiter is not None  # noqa: S101  (the preamble set it)
         marker = b"\n" + self._delimiter
+        buffer, start = self._buffer, self._at + 1
         if self._length is not None:
-            end = self._at + 1 + self._length
-            if len(self._buffer) < end + 1 + len(marker):
-                return False
-            found = end + 1 if self._buffer[end] == _CARRIAGE_RETURN else end
-            if self._buffer.startswith(marker, found):
-                return self._take(end, found)
+            end = start + self._length
+            if len(buffer) < end + 1 + len(marker):
+                return None
+            found = end + 1 if buffer[end] == _CARRIAGE_RETURN else end
+            if buffer.startswith(marker, found):
+                return self._take(start, end, found + len(marker))
             self._length, self._lengths_lie = None, True
-        found = self._buffer.find(marker, max(self._scanned - len(marker), self._at))
+        found = buffer.find(marker, max(self._scanned - len(marker), self._at))
         if found < 0:
-            self._scanned = len(self._buffer)
+            self._scanned = len(buffer)
             if self._scanned - self._at > self._max_part_bytes:
                 raise OversizeError(f"A part of the answer is larger than {self._max_part_bytes:,} bytes.")
-            return False
-        cut = found > self._at and self._buffer[found - 1] == _CARRIAGE_RETURN
-        return self._take(found - 1 if cut else found, found)
+            return None
+        cut = found > self._at and buffer[found - 1] == _CARRIAGE_RETURN
+        return self._take(start, found - 1 if cut else found, found + len(marker))
 
-    def _take(self, end: int, delimiter: int) -> bool:
-        assert self._delimiter is not None  # noqa: S101
-        self._part = Part(self._headers, bytes(memoryview(self._buffer)[self._at + 1 : end]))
-        self._at = delimiter + 1 + len(self._delimiter)
-        self._state = self._after_delimiter
-        return True
+    def _take(self, start: int, end: int, behind: int) -> Part:
+        self._at = behind
+        self._in_body = False
+        return Part(self._headers, bytes(memoryview(self._buffer)[start:end]))
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wsiweb.sources.accept import AcceptMemory
-    from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, Preview
+    from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, Frames, Preview
     from wsiweb.sources.http import Answer, Service
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
@@ -76,16 +76,17 @@ class FrameRetrieval:
         self._doubted: int | None = None  # frames in the smallest list that was refused, for its length perhaps
         self._patience: Patience | None = None
 
-    def run(self) -> Iterator[EncodedFrame]:
-        """Yield each frame once, as it arrives; ends early only when cancelled."""
+    def run(self) -> Iterator[Frames]:
+        """Yield each frame once, as they arrive; ends early only when cancelled."""
         while self._queue and not self._stopped():
             numbers = self._queue.popleft()
             missing = dict.fromkeys(numbers)
             accept = self._accept(len(numbers))
             try:
-                for frame in self._ask(numbers, accept):
-                    del missing[frame.frame_number]
-                    yield frame
+                for frames in self._ask(numbers, accept):
+                    for frame in frames:
+                        del missing[frame.frame_number]
+                    yield frames
             except (RefusedError, SourceError) as error:
                 if self._stopped():
                     return
@@ -98,7 +99,7 @@ class FrameRetrieval:
     def _stopped(self) -> bool:
         return self._cancellation.cancelled
 
-    def _ask(self, numbers: Numbers, accept: str) -> Iterator[EncodedFrame]:
+    def _ask(self, numbers: Numbers, accept: str) -> Iterator[Frames]:
         url = self._url + ",".join(map(str, numbers))
         with self._pace.request(self._cancellation):
             if not self._gate.wait(self._cancellation):
@@ -108,15 +109,15 @@ class FrameRetrieval:
                 lap.answered()
                 check_status(answer, self._what(numbers), numbers, advice=self._pace.kind.advice)
                 # All is remembered before the frame that tells it is handed out: the next read may begin at once.
-                n_bytes = 0
-                frames = frames_in(answer, numbers, max_bytes=self._max_bytes(), preview=self._preview)
-                for count, frame in enumerate(frames, 1):
-                    if count == 1:
-                        self._judge(frame, accept, answer)
-                    n_bytes += len(frame.data)
+                count = n_bytes = 0
+                for frames in frames_in(answer, numbers, max_bytes=self._max_bytes(), preview=self._preview):
+                    if count == 0:
+                        self._judge(frames[0], accept, answer)
+                    count += len(frames)
+                    n_bytes += sum(len(frame.data) for frame in frames)
                     if count == len(numbers):
                         self._pace.record(lap, self._batch.address.instance_uid, count, n_bytes)
-                    yield frame
+                    yield frames
 
     def _max_bytes(self) -> int:
         """Return what a frame can have at most: its pixels as they are, and room for what a bad encoder adds."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wsiweb.options import ReadOptions
-    from wsiweb.sources.base import Advice, EncodedFrame, FrameBatch, JsonDataset, Preview
+    from wsiweb.sources.base import Advice, FrameBatch, Frames, JsonDataset, Preview
     from wsiweb.sources.http import Service
     from wsiweb.sources.services import ServiceKind
     from wsiweb.stats import ReadStats
@@ -234,10 +234,8 @@ class WebSource:
 
     # Frames ---------------------------------------------------------------------------------------
 
-    def fetch(
-        self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None
-    ) -> Iterator[EncodedFrame]:
-        """Yield each frame of the batch once, as it arrives; asks again for what does not."""
+    def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
+        """Yield each frame of the batch once, as they arrive; asks again for what does not."""
         address = batch.address
         url = (
             f"{self.service.wado_url}/studies/{address.study_uid or self._study_uid}/series/{address.series_uid}"
