@@ -96,16 +96,16 @@ class Concatenation:
         keys: list[FrameKey] = []
         while start < stop:
             part = bisect_right(self.offsets, start) - 1
-            end = self.offsets[part] + self.counts[part]
+            offset = self.offsets[part]
+            end = offset + self.counts[part]
             if part < 0 or start >= end:
                 raise MetadataError(
                     f"Frame {start + 1} of {self.name} is in none of the instances of the series: "
                     f"they hold {sum(self.counts)} frames from offsets {list(self.offsets)}. "
                     f"A part of a concatenation is missing, or NumberOfFrames is wrong."
                 )
-            end = min(end, stop)
-            offset = self.offsets[part]
-            keys += zip(repeat(self.instance_indices[part]), range(start - offset, end - offset))
+            instance_index = self.instance_indices[part]
+            keys += [(instance_index, frame) for frame in range(start - offset, min(end, stop) - offset)]
             start = end
         return keys
 
@@ -134,7 +134,7 @@ class FullTileIndex:
         for row in range(region.y // height, (region.bottom - 1) // height + 1):
             frame = self.first_frame + row * self.grid_columns
             keys += self.frames.run(frame + first, frame + last + 1)
-            boxes += zip(lefts, repeat(row * height), repeat(width), repeat(height))
+            boxes += [(left, row * height, width, height) for left in lefts]
         return keys, boxes
 
 

@@ -545,9 +545,9 @@ class Slide:
         limit = self._options.max_region_bytes
         keep = Keep.ON_TRIAL  # what a pass over much leaves behind is seldom needed again
         if check:
-            wishes = list(rectangles)
+            wishes, bounds, name = list(rectangles), view.bounds, view.name
             for wish in wishes:
-                check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
+                check_region(wish, bounds, where=name, itemsize=itemsize, max_region_bytes=limit)
             rectangles = iter(wishes)  # type: ignore[assignment]
             keep = Keep.YES if len(wishes) == 1 else keep
         reader = self._running()

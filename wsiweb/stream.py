@@ -145,7 +145,10 @@ class Board:
                     places.append((job, row, tile))
         for job, row, tile in places:
             try:
-                self._paint(job, row, tile)
+                if not job.plan.ordered:
+                    stitch.paste(self.array_of(job), tile, job.plan, row)
+                elif not job.waiting:
+                    self._paint_held(job, self.array_of(job))
             except BaseException as error:  # noqa: BLE001  (a MemoryError, say: it is the caller's)
                 job.error = error
                 self.events.put(Event())
@@ -167,12 +170,6 @@ class Board:
                     empty = np.empty if self._alone and job.finish is None else self._memory.empty
                     job.array = empty(job.plan.shape, job.plan.dtype)
         return job.array
-
-    def _paint(self, job: Job, row: int, tile: Pixels) -> None:
-        if not job.plan.ordered:
-            stitch.paste(self.array_of(job), tile, job.plan, row)
-        elif not job.waiting:
-            self._paint_held(job, self.array_of(job))
 
     def _paint_held(self, job: Job, array: Pixels) -> None:
         with self._lock:
@@ -207,6 +204,7 @@ class Stream:
         self._jobs: deque[Job] = deque()
         self._ahead_bytes = 0
         self._claimed: dict[FrameKey, tuple[int, int]] = {}  # but not started yet
+        self._lot_tiles = 0
 
     def __iter__(self) -> Self:
         return self
@@ -256,10 +254,12 @@ class Stream:
         """
         if self._exhausted:
             return
-        advice = self._reader.advise(_MANY_FRAMES)
-        lot = advice.requests * advice.max_frames
-        if self._jobs and (self._ahead_bytes > self._budget_bytes * 3 // 4 or self._board.tiles_awaited > lot):
+        if self._jobs and (
+            self._ahead_bytes > self._budget_bytes * 3 // 4 or self._board.tiles_awaited > self._lot_tiles
+        ):
             return
+        advice = self._reader.advise(_MANY_FRAMES)
+        self._lot_tiles = lot = advice.requests * advice.max_frames
         while not self._jobs or (self._ahead_bytes < self._budget_bytes and self._board.tiles_awaited < 2 * lot):
             read = next(self._reads, None)
             if read is None:
@@ -278,18 +278,18 @@ class Stream:
     def _admit(self, read: Read) -> None:
         """Take up one plan, and claim the tiles that no plan before it wants."""
         plan = read.plan
-        job = Job(plan, read.out, read.finish, dict(zip(plan.keys, range(len(plan.keys)), strict=True)), len(plan.keys))
+        count = len(plan.keys)
+        job = Job(plan, read.out, read.finish, dict(zip(plan.keys, range(count), strict=True)), count)
         if not plan.covered:
             stitch.fill(self._board.array_of(job), plan)
         self._jobs.append(job)
         self._ahead_bytes += plan.output_bytes
-        rows = dict(job.waiting)
         new = self._board.enlist(job)
         claim = self._reader.claim(new, self._board)
         misses = len(new) - len(claim.hits)
         self._reader.stats.add(tile_hits=len(plan.keys) - misses, tile_misses=misses)
-        for key in claim.ours:
-            self._claimed[key] = plan.visible(rows[key])
+        for key in claim.ours:  # which nobody else can produce, so that they still wait
+            self._claimed[key] = plan.visible(job.waiting[key])
         if claim.hits:
             self._paint(list(claim.hits.items()), job)
         if not plan.keys:
