@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import re
 import struct
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import keyword_for_tag
 
+from wsiweb import dicomjson
 from wsiweb.dicomjson import TAGS, Attributes, BinaryValue, loads
 from wsiweb.errors import MetadataError
 
@@ -220,10 +222,25 @@ def test_loads_is_json(value: Any) -> None:
         assert repr(loads(text.encode())) == repr(json.loads(text))
 
 
+@given(json_values)
+@settings(max_examples=50, deadline=None)
+def test_long_json_is_json(value: Any) -> None:
+    """Another parser's; only integers beyond 64 bits, which no DICOM value has, come as floats."""
+    text = json.dumps([value, " " * dicomjson._LONG_BYTES])
+    if not re.search("[0-9]{19}", text):
+        assert repr(loads(text.encode())) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("body", [b"[NaN, 1e999]", b"\xef\xbb\xbf[1]", b'["\\ud800"]', b"[1.5, -0.0, 1E2]"])
+def test_long_json_is_taken_as_leniently(body: bytes) -> None:
+    assert repr(loads(body + b" " * dicomjson._LONG_BYTES)) == repr(json.loads(body))
+
+
+@pytest.mark.parametrize("padding", [b"", b" " * (dicomjson._LONG_BYTES + 1)])
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff\xfe\xfd", b"[" * 200_000, b"1" * 10_000])
-def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
+def test_what_is_no_json_is_a_value_error(body: bytes, padding: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (of whatever text)
-        loads(body)
+        loads(body + padding)
     assert gc.isenabled()
 
 

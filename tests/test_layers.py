@@ -116,6 +116,7 @@ FOREIGN = {
         "server.rendered",
     ),
     "isal": ("png",),
+    "orjson": ("dicomjson",),
     "typer": ("cli", "cli.common", "cli.measuring", "cli.patching", "cli.reading", "cli.searching"),
     "idc_index": ("idc",),
     "dask": ("level",),
