@@ -227,7 +227,8 @@ class Service:
                 )
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+        encoded = "Content-Encoding" in response.headers  # urllib3 copies what it might have to decode
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=encoded):
             self.stats.add(bytes=len(chunk))
             yield chunk
 
