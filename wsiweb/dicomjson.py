@@ -138,6 +138,11 @@ class Attributes:
 
     def _values(self, keyword: str) -> list[Any]:
         element = self._element(keyword)
+        value = element.get("Value")
+        if type(value) is list and len(value) == 1 and "InlineBinary" not in element:  # as most are
+            item = value[0]
+            if item is not None and not (isinstance(item, str) and "\\" in item):
+                return value
         vr, inline = element.get("vr"), element.get("InlineBinary")
         if not isinstance(vr, str):
             vr = "UN"
@@ -146,7 +151,6 @@ class Attributes:
             code = _BINARY_FORMATS[vr]
             count = len(data) // struct.calcsize(code)
             return list(struct.unpack_from(f"<{count}{code}", data))
-        value = element.get("Value")
         if value is None:
             return []
         values = value if isinstance(value, list) else [value]

@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,8 +48,8 @@ _EARLY_BYTES = 64 << 20
 """Of tiles decoded before it is certain which they are; they wait for the end of an answer."""
 _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
-_LOT_FRAMES = 4
-"""Decoded by one thread before it hands them on: each handing on is as much work as a tenth of a decode."""
+_LOT_FRAMES, _LOT_SECONDS = 4, 0.002
+"""Decoded by one thread before it hands them on, at most: each handing on is as much work as a tenth of a decode."""
 _LOTS_A_THREAD = 8
 """Into which a batch is divided at the least, so that no thread is left with more than its share."""
 
@@ -106,6 +107,7 @@ class Reader:
         # Threads are started on demand: a slide that is only looked at has none.
         self._fetchers = Workers(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
+        self._frame_seconds = _LOT_SECONDS / _LOT_FRAMES  # that the last frames took to decode
         self._early = Allowance(_EARLY_BYTES)
         self._ranks = itertools.count()
 
@@ -233,7 +235,8 @@ class Reader:
 
     def _lot_frames(self, frames: int) -> int:
         """Return how many of so many frames, which come together, one thread decodes at a time."""
-        return min(max(frames // (_LOTS_A_THREAD * self.options.decode_thread_count), 1), _LOT_FRAMES)
+        most = min(int(_LOT_SECONDS / self._frame_seconds), _LOT_FRAMES)
+        return max(min(frames // (_LOTS_A_THREAD * self.options.decode_thread_count), most), 1)
 
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are asked for: as the source would have it, within the options."""
@@ -299,7 +302,10 @@ class Reader:
 
     def _decode(self, lot: list[Arrived]) -> None:
         """Decode frames of one errand; runs in a decode thread."""
-        self._conclude([(task, frame, self._attempt(task, frame)) for task, frame in lot])
+        began_seconds = time.monotonic()
+        outcomes = [(task, frame, self._attempt(task, frame)) for task, frame in lot]
+        self._frame_seconds = max(time.monotonic() - began_seconds, 1e-6) / len(lot)
+        self._conclude(outcomes)
 
     def _attempt(self, task: Task, frame: EncodedFrame) -> Pixels | BaseException:
         if task.errand.cancellation.cancelled:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import http.client
 import re
 import threading
@@ -177,7 +178,6 @@ class Service:
         self._timeout_seconds = timeout_seconds
         self._given = session
         self._session = _own_session(session, self.base_url, connections)
-        self._stranger = _stranger_session(session, self._session)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._state
@@ -234,7 +234,7 @@ class Service:
 
     def _send(self, url: str, accept: str, parameters: dict[str, str] | None) -> requests.Response:
         """Follow redirects by hand: credentials stay with their origin, and nothing falls from https to http."""
-        session = self._session if same_origin(self.base_url, url) else self._stranger
+        session = self._session_for(url)
         headers = {"Accept": accept}
         renewed = False
         for _ in range(MAX_REDIRECTS + 1):
@@ -259,11 +259,23 @@ class Service:
                     f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
                     url=without_secrets(url), status=response.status_code,
                 )  # fmt: skip
-            session = self._session if same_origin(self.base_url, target) else self._stranger
+            session = self._session_for(target)
             url = target
         raise RedirectError(
             f"{without_secrets(url)} redirects more than {MAX_REDIRECTS} times.", url=without_secrets(url)
         )
+
+    def _session_for(self, url: str) -> requests.Session:
+        return self._session if same_origin(self.base_url, url) else self._stranger
+
+    @functools.cached_property
+    def _stranger(self) -> requests.Session:
+        """For other origins: it knows the way there, and nothing that is secret."""
+        given, session = self._given, requests.Session()
+        session.auth = _NoCredentials()
+        session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
+        session.verify, session.proxies, session.trust_env = given.verify, given.proxies, given.trust_env
+        return session
 
     def _get(
         self, session: requests.Session, url: str, parameters: dict[str, str] | None, headers: dict[str, str]
@@ -286,7 +298,7 @@ class Service:
 
     def close(self) -> None:
         """Close this copy's connections; the user's session is theirs."""
-        for session in (self._session, self._stranger):
+        for session in [self._session] + ([self._stranger] if "_stranger" in vars(self) else []):
             for adapter in session.adapters.values():
                 pools: Any = getattr(getattr(adapter, "poolmanager", None), "pools", None)
                 for key in pools.keys() if pools is not None else ():
@@ -328,15 +340,6 @@ def _own_session(session: requests.Session, url: str, connections: int) -> reque
     return own
 
 
-def _stranger_session(given: requests.Session, own: requests.Session) -> requests.Session:
-    """Return a session for other origins, which knows the way there and nothing that is secret."""
-    session = requests.Session()
-    session.auth = _NoCredentials()
-    session.headers["User-Agent"] = own.headers.get("User-Agent", "")
-    session.verify, session.proxies, session.trust_env = given.verify, given.proxies, given.trust_env
-    return session
-
-
 def _own_adapter(adapter: Any, connections: int) -> Any:
     if not isinstance(adapter, HTTPAdapter):
         return adapter
@@ -365,6 +368,7 @@ class _BoundedResponse(http.client.HTTPResponse):
         return status
 
 
+@functools.cache  # to make a class takes longer than to make a connection
 def _bounded(pool: Any) -> Any:
     """Return a class of connection pools, as this one, whose connections bound the interim answers."""
     connection = type(pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": _BoundedResponse})
