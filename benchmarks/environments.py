@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from benchmarks.readers import NO_PEERS
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {
     "wsidicom": ("wsidicom[imagecodecs]==0.36.1", "dicomweb-client>=0.61.2"),
@@ -21,7 +23,7 @@ FLOOR = ("imagecodecs>=2026.3.6", "isal>=1.8", "numpy>=2.4")
 
 def requirements(reader: str) -> tuple[str, ...]:
     """Return what to install; of wsiweb its dependencies only, since the checkout itself is measured."""
-    if reader == "floor":
+    if reader in NO_PEERS:
         return FLOOR
     if reader in PEERS:
         return PEERS[reader]

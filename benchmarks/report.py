@@ -6,6 +6,7 @@ import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.readers import NO_PEERS
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def table(run: Json, reader: str = "wsiweb") -> str:
     rows = medians(run)
     readers = list(dict.fromkeys(name for row in rows.values() for name in row if name != "floor"))
     others = [name for name in readers if name != reader and name in run["machine"]["checkouts"]]
-    peers = [name for name in readers if name != reader and name not in others]
+    peers = [name for name in readers if name != reader and name not in (*others, *NO_PEERS)]
     ratios = [f"best peer / {reader}", *(f"{other} / {reader}" for other in others)]
     head = ["workload", "network", *readers, *ratios, "floor", f"{reader} / floor", "requests", "peak MB"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]

@@ -23,9 +23,10 @@ def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def measure(cache: Path, output: Path, *workloads: str) -> dict[str, Any]:
-    pythons = [argument for name in ("wsiweb", "floor") for argument in ("--python", f"{name}={sys.executable}")]
+    readers = ("wsiweb", "bare", "floor")
+    pythons = [argument for name in readers for argument in ("--python", f"{name}={sys.executable}")]
     ended = harness(
-        "run", "--readers", "wsiweb", *pythons, "--workloads", ",".join(workloads), "--profiles", "lan",
+        "run", "--readers", "wsiweb,bare", *pythons, "--workloads", ",".join(workloads), "--profiles", "lan",
         "--repeats", 1, "--quiet", 0, "--attempts", 1, "--cache", cache, "--output", output,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -42,6 +43,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(cache: Path) -> dict[str, Any]:
     return measure(cache, cache / "run.json", *WORKLOADS)
+
+
+@pytest.mark.parametrize("workload", ["tiny-open", "tiny-region", "tiny-grid"])
+def test_the_limit_is_measured(run: dict[str, Any], workload: str) -> None:
+    first, timed = results(run, workload, "bare")
+    assert "error" not in timed
+    assert first["difference"] in ((None,) if workload == "tiny-open" else range(7))
+    assert run["machine"]["versions"]["bare"]
 
 
 def results(run: dict[str, Any], workload: str, reader: str = "wsiweb") -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from faults import Fault
 from kinds import KINDS
 from synthetic import make_slide, srgb_profile
 
-from wsiweb import ReadOptions, RegionError, WsiWebError
+from wsiweb import ReadOptions, RegionError, WsiWebError, stitch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -309,3 +309,22 @@ def test_one_connection_and_one_decoder_are_enough(open_slide: Opener, synthetic
     truth = synthetic("jpeg")
     options = ReadOptions(max_connections=1, decode_threads=1, frames_per_request=1)
     assert_reads(open_slide(truth, options=options), truth, 0, (0, 0, 700, 200))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_no_memory_for_a_tile(
+    open_slide: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:  # fmt: skip
+    """In a decode thread, where it is nobody's: the caller has it, and does not wait until the deadline."""
+    truth = synthetic("rgb")
+    slide = open_slide(truth, options=ReadOptions(deadline_seconds=20))
+
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    regions = [(0, 0, 300, 200), (100, 0, 90, 90)]
+    with monkeypatch.context() as patched:
+        patched.setattr(stitch, "paste", full)
+        with pytest.raises(MemoryError, match="no room"):
+            next(slide.read_regions(0, regions if many else regions[:1]))
+    assert_reads(slide, truth, 0, (0, 0, 300, 200))

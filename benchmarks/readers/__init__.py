@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
         "regions": ({"parts": 1, "pool": 1}, {"parts": 1, "pool": 2}, {"parts": 4, "pool": 1}, {"parts": 4, "pool": 2}),
         "png": ({"parts": 4},),
     },
+    "bare": {},
     "floor": {},
 }
 """For each reader and kind of workload, the settings to try; the fastest in the first round is measured on."""
@@ -76,4 +77,7 @@ MODULES = {
     "wsiweb": "benchmarks.readers.with_wsiweb",
     "wsidicom": "benchmarks.readers.with_wsidicom",
     "ez-wsi": "benchmarks.readers.with_ez_wsi",
+    "bare": "benchmarks.readers.bare",
 }
+NO_PEERS = ("bare", "floor")
+"""What shows a limit."""
