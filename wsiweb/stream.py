@@ -254,9 +254,7 @@ class Stream:
         """
         if self._exhausted:
             return
-        if self._jobs and (
-            self._ahead_bytes > self._budget_bytes * 3 // 4 or self._board.tiles_awaited > self._lot_tiles
-        ):
+        if self._jobs and (self._ahead_bytes > self._budget_bytes // 2 or self._board.tiles_awaited > self._lot_tiles):
             return
         advice = self._reader.advise(_MANY_FRAMES)
         self._lot_tiles = lot = advice.requests * advice.max_frames
