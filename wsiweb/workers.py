@@ -6,6 +6,7 @@ import concurrent.futures
 import functools
 import heapq
 import itertools
+import queue
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_LINGER_SECONDS = 0.05
+"""That a thread waits for its next job: to take it from the pool anew costs a third of what decoding a frame does. An
+interpreter that exits meanwhile waits as long."""
+
 
 class Workers:
-    """Threads that take jobs off one list until there are none.
+    """Threads that take jobs off one list.
 
-    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that.
+    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that. So does
+    a thread that has run out of jobs wait for a moment before it goes back to the pool.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -32,7 +38,8 @@ class Workers:
         self._order = itertools.count()
         self._spare: deque[Callable[[], None]] = deque()
         self._loops: set[Future[None]] = set()
-        self._working = 0
+        self._waiting: list[queue.SimpleQueue[None]] = []  # the bells of threads that wait for a job
+        self._at_work = 0  # threads that wait included
         self._closed = False
 
     def add(self, job: Callable[[], None], rank: int = 0) -> None:
@@ -48,16 +55,21 @@ class Workers:
     def add_all(self, jobs: Sequence[Callable[[], None]], rank: int = 0) -> None:
         """Have jobs done, in order; see ``add``."""
         with self._lock:
-            self._wake(len(jobs))
+            if self._closed:
+                raise RuntimeError("closed")
             for job in jobs:
                 heapq.heappush(self._jobs, (rank, next(self._order), job))
+            bells = self._call(len(jobs))
+        _ring(bells)
 
     def add_spare(self, job: Callable[[], None]) -> None:
         """Have a job done when there is no other, if at all."""
         with self._lock:
-            if not self._closed:
-                self._wake(1)
-                self._spare.append(job)
+            if self._closed:
+                return
+            self._spare.append(job)
+            bells = self._call(1)
+        _ring(bells)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Do what the builtin does, in these threads."""
@@ -71,27 +83,51 @@ class Workers:
         with self._lock:
             self._closed = True
             loops = list(self._loops)
+            bells, self._waiting = self._waiting, []
+        _ring(bells)
         self._pool.shutdown(wait=False)
         concurrent.futures.wait(loops, timeout=seconds)
 
-    def _wake(self, jobs: int) -> None:
-        """Start threads for new jobs, where not all are at work; to be called under the lock."""
-        if self._closed:
-            raise RuntimeError("closed")
-        for _ in range(min(jobs, self._threads - self._working)):
+    def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
+        """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock."""
+        bells = [self._waiting.pop() for _ in range(min(jobs, len(self._waiting)))]
+        for _ in range(min(jobs - len(bells), self._threads - self._at_work)):
             loop = self._pool.submit(self._work)
             self._loops.add(loop)
             loop.add_done_callback(self._loops.discard)
-            self._working += 1
+            self._at_work += 1
+        return bells
 
     def _work(self) -> None:
+        while (job := self._next()) is not None:
+            job()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Return a job, or None where a thread may go."""
         while True:
             with self._lock:
-                if not self._jobs and (self._closed or not self._spare):
-                    self._working -= 1
-                    return
-                job = heapq.heappop(self._jobs)[2] if self._jobs else self._spare.popleft()
-            job()
+                if self._jobs:
+                    return heapq.heappop(self._jobs)[2]
+                if self._spare and not self._closed:
+                    return self._spare.popleft()
+                if self._closed:
+                    self._at_work -= 1
+                    return None
+                bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+                self._waiting.append(bell)
+            try:
+                bell.get(timeout=_LINGER_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    if bell in self._waiting:  # else it is about to ring
+                        self._waiting.remove(bell)
+                        self._at_work -= 1
+                        return None
+
+
+def _ring(bells: Iterable[queue.SimpleQueue[None]]) -> None:
+    for bell in bells:
+        bell.put(None)
 
 
 def _fulfil(future: Future[Result], function: Callable[[], Result]) -> None:

@@ -1,0 +1,131 @@
+"""Threads: every job is done once, in its order, whenever it comes; and nothing waits for ever."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import wsiweb
+from wsiweb import workers
+from wsiweb.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE_SECONDS = 30
+"""Only a deadlock takes so long."""
+
+
+def blocked(until: threading.Event, then: Callable[[], None] = lambda: None) -> None:
+    until.wait(PATIENCE_SECONDS)
+    then()
+
+
+def test_every_job_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs come just when threads have had enough of waiting."""
+    monkeypatch.setattr(workers, "_LINGER_SECONDS", 0.0005)
+    threads = Workers(3, "test")
+    done: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def job(number: int) -> None:
+        with lock:
+            done[number] += 1
+
+    def produce(start: int) -> None:
+        chance = random.Random(start)
+        for number in range(start, start + 400, 4):
+            threads.add_all([partial(job, place) for place in range(number, number + 4)], chance.randrange(3))
+            time.sleep(chance.choice([0, 0.0004, 0.0005, 0.0006, 0.001]))
+
+    producers = [threading.Thread(target=produce, args=(start,)) for start in range(0, 2000, 400)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join(PATIENCE_SECONDS)
+    threads.close(PATIENCE_SECONDS)
+    assert done == Counter(range(2000))
+
+
+def test_a_job_after_a_pause_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LINGER_SECONDS", 0.001)
+    threads = Workers(2, "test")
+    for pause in (0, 0.0005, 0.001, 0.002, 0.05) * 20:
+        done = threading.Event()
+        threads.add(done.set)
+        assert done.wait(PATIENCE_SECONDS)
+        time.sleep(pause)
+    threads.close()
+
+
+def test_ranks() -> None:
+    threads = Workers(1, "test")
+    free = threading.Event()
+    order: list[str] = []
+    threads.add(partial(blocked, free))
+    threads.add_spare(partial(order.append, "spare"))
+    for name, rank in (("c", 3), ("a", 1), ("b", 2), ("a too", 1)):
+        threads.add(partial(order.append, name), rank)
+    free.set()
+    assert list(threads.map(str, [1])) == ["1"]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(order) < 5 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert order == ["a", "a too", "b", "c", "spare"]
+    threads.close()
+
+
+def test_map_returns_in_order_and_raises() -> None:
+    threads = Workers(4, "test")
+    assert list(threads.map(lambda n: n * n, range(100))) == [n * n for n in range(100)]
+    with pytest.raises(ZeroDivisionError):
+        list(threads.map(lambda n: 1 // n, [1, 0]))
+    threads.close()
+
+
+def test_close_lets_jobs_be_done() -> None:
+    threads = Workers(2, "test")
+    free = threading.Event()
+    done: list[int] = []
+    for number in range(6):
+        threads.add(partial(blocked, free, partial(done.append, number)))
+    threads.add_spare(partial(done.append, -1))
+    closing = threading.Thread(target=threads.close)
+    closing.start()
+    while not threads._closed:
+        time.sleep(0.001)
+    with pytest.raises(RuntimeError):
+        threads.add(lambda: None)
+    threads.add_spare(partial(done.append, -1))
+    free.set()
+    closing.join(PATIENCE_SECONDS)
+    assert sorted(done) == list(range(6))
+
+
+def test_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LINGER_SECONDS", 0.01)
+    threads = Workers(3, "test")
+    list(threads.map(str, range(10)))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (threads._at_work or threads._loops) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert (threads._at_work, threads._waiting, threads._loops) == (0, [], set())
+
+
+def test_an_interpreter_exits_whose_threads_wait() -> None:
+    code = "from wsiweb.workers import Workers; w = Workers(2, 'x'); print(*w.map(str, range(5)))"
+    root = Path(wsiweb.__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=root,
+    )  # fmt: skip
+    assert (ended.stdout, ended.stderr) == ("0 1 2 3 4\n", "")
