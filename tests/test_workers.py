@@ -67,6 +67,18 @@ def test_a_job_after_a_pause_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.close()
 
 
+def test_a_bell_that_does_not_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C may come just before: what was to be done is done a moment later."""
+    threads = Workers(1, "test")
+    monkeypatch.setattr(workers, "_ring", lambda bells: None)  # noqa: ARG005
+    for _ in range(3):
+        done = threading.Event()
+        threads.add(done.set)
+        assert done.wait(PATIENCE_SECONDS)
+    monkeypatch.undo()
+    threads.close()
+
+
 def test_ranks() -> None:
     threads = Workers(1, "test")
     free = threading.Event()
