@@ -70,7 +70,7 @@ def test_a_job_after_a_pause_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bell_that_does_not_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ctrl-C may come just before: what was to be done is done a moment later."""
     threads = Workers(1, "test")
-    monkeypatch.setattr(workers, "_ring", lambda bells: None)  # noqa: ARG005
+    monkeypatch.setattr(workers, "_ring", lambda bells: None)
     for _ in range(3):
         done = threading.Event()
         threads.add(done.set)
