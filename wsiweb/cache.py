@@ -21,7 +21,7 @@ Value_contra = TypeVar("Value_contra", contravariant=True)
 
 _DROPPED_KEYS = 8192
 """How many of the values that were dropped last are remembered by their keys."""
-_GROWTH = 16
+_GROWTH = 4
 """How many like it are given more room for one that was dropped too early."""
 
 
