@@ -57,7 +57,9 @@ def table(run: Json, reader: str = "wsiweb") -> str:
     others = [name for name in readers if name != reader and name in run["machine"]["checkouts"]]
     peers = [name for name in readers if name != reader and name not in (*others, *NO_PEERS)]
     ratios = [f"best peer / {reader}", *(f"{other} / {reader}" for other in others)]
-    head = ["workload", "network", *readers, *ratios, "floor", f"{reader} / floor", "requests", "peak MB"]
+    limits = [name for name in NO_PEERS if any(name in row for row in rows.values())]
+    head = ["workload", "network", *readers, *ratios, "floor", *(f"{reader} / {name}" for name in limits)]
+    head += ["requests", "peak MB"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for (name, profile), row in rows.items():
         seconds = {one: cell["seconds"] for one, cell in row.items() if "seconds" in cell}
@@ -71,7 +73,7 @@ def table(run: Json, reader: str = "wsiweb") -> str:
                 _ratio(best, own),
                 *(_ratio(seconds.get(other), own) for other in others),
                 _seconds(row.get("floor")),
-                _ratio(own, seconds.get("floor")),
+                *(_ratio(own, seconds.get(limit)) for limit in limits),
                 " / ".join(_whole(row.get(one, {}).get("requests")) for one in readers),
                 " / ".join(_whole(row.get(one, {}).get("peak_bytes"), 1e6) for one in readers),
             ]

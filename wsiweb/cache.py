@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -184,13 +184,13 @@ class SingleFlightCache(Generic[Key, Value]):
 
     def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:
         """Deliver values to all who wait for them, and keep them if so asked."""
-        told: dict[int, tuple[Waiter[Key, Value], list[tuple[Key, Value]]]] = {}
+        told: defaultdict[Waiter[Key, Value], list[tuple[Key, Value]]] = defaultdict(list)
         with self._lock:
             for key, value in values:
                 self._values.put(key, value, keep)
                 for waiter in self._waiting.pop(key, ()):
-                    told.setdefault(id(waiter), (waiter, []))[1].append((key, value))
-        for waiter, found in told.values():
+                    told[waiter].append((key, value))
+        for waiter, found in told.items():
             waiter.take(found)
 
     def fail(self, key: Key, error: BaseException) -> None:

@@ -32,7 +32,6 @@ RLE = "1.2.840.10008.1.2.5"
 _RLE_PADDING_BYTES = 16
 LOSSLESS = NATIVE | {RLE, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
 RLE_MEDIA_TYPE = "image/dicom-rle"
-_ENDS_OF_JPEG = b"\xff\xd9", b"\xff\xd9\0"
 
 
 class TruncatedFrameError(DecodeError):
@@ -63,10 +62,10 @@ class FrameDecoder:
         if (
             known is not None
             and data.startswith(known.head)
-            and data.endswith(_ENDS_OF_JPEG)
             and len(data) < known.raw_bytes
             and frame.transfer_syntax_uid == known.transfer_syntax_uid
             and frame.media_type == known.media_type
+            and complete(data)
         ):
             try:
                 return _decode_jpeg(data, known.space, self._empty(known.shape, np.uint8))

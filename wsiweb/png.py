@@ -46,7 +46,7 @@ _PROBE_TOLERANCE = 1.1
 _PLAIN_SHARE = 0.05
 """Of its bytes, that blank glass shrinks to at most; tissue never does."""
 _NOISY_SHARE = 0.5
-"""Of its bytes, to which no drawing shrinks so badly; trying zlib on tissue takes a tenth of the time of deflating."""
+"""Of its bytes, to which drawings shrink and tissue does not: zlib, which is slow, is not tried on that."""
 _REPETITIVE_LEVEL = 6
 
 _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)  # the filter types of PNG, 9.2

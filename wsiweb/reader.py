@@ -49,7 +49,7 @@ _EARLY_BYTES = 64 << 20
 _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
 _LOT_FRAMES, _LOT_SECONDS = 4, 0.002
-"""Decoded by one thread before it hands them on, at most: each handing on is as much work as a tenth of a decode."""
+"""Decoded by one thread before it hands them on, at most: to hand each on by itself would be more work."""
 _LOTS_A_THREAD = 8
 """Into which a batch is divided at the least, so that no thread is left with more than its share."""
 

@@ -19,15 +19,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LINGER_SECONDS = 0.05
-"""That a thread waits for its next job: to take it from the pool anew costs a third of what decoding a frame does. An
-interpreter that exits meanwhile waits as long."""
+"""That a thread waits for its next job, before it must be taken from the pool anew. An interpreter that exits meanwhile
+waits as long."""
 
 
 class Workers:
     """Threads that take jobs off one list.
 
-    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that. So does
-    a thread that has run out of jobs wait for a moment before it goes back to the pool.
+    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that. A
+    thread that has run out of jobs therefore waits for a moment before it goes back to the pool.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -57,9 +57,9 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise RuntimeError("closed")
+            bells = self._call(len(jobs))  # which raises where no thread can be started any more
             for job in jobs:
                 heapq.heappush(self._jobs, (rank, next(self._order), job))
-            bells = self._call(len(jobs))
         _ring(bells)
 
     def add_spare(self, job: Callable[[], None]) -> None:
@@ -67,8 +67,8 @@ class Workers:
         with self._lock:
             if self._closed:
                 return
-            self._spare.append(job)
             bells = self._call(1)
+            self._spare.append(job)
         _ring(bells)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
