@@ -176,7 +176,7 @@ class Service:
             "wado_url_prefix": wado_url_prefix, "connections": connections, "timeout_seconds": timeout_seconds,
         }  # fmt: skip
         self._timeout_seconds = timeout_seconds
-        self._given = session
+        self._way = session.verify, session.proxies, session.trust_env  # as it is now, whatever its owner does later
         self._session = _own_session(session, self.base_url, connections)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -271,10 +271,10 @@ class Service:
     @functools.cached_property
     def _stranger(self) -> requests.Session:
         """For other origins: it knows the way there, and nothing that is secret."""
-        given, session = self._given, requests.Session()
+        session = requests.Session()
         session.auth = _NoCredentials()
         session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
-        session.verify, session.proxies, session.trust_env = given.verify, given.proxies, given.trust_env
+        session.verify, session.proxies, session.trust_env = self._way
         return session
 
     def _get(
