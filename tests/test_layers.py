@@ -71,6 +71,7 @@ LAYERS = {
         ("sources.accept", "sources.services"),
         ("sources.answers",),
         ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
+        ("sources.sessions",),
         ("sources.multipart",),
         ("sources.retry",),
     ),
@@ -100,8 +101,8 @@ THREAD_MAKERS = frozenset(
 )
 FOREIGN = {
     "sqlite3": ("sources.database",),
-    "requests": ("opening", "sources.client", "sources.http"),
-    "urllib3": ("sources.client", "sources.http"),
+    "requests": ("opening", "sources.client", "sources.http", "sources.sessions"),
+    "urllib3": ("sources.client", "sources.http", "sources.sessions"),
     "dicomweb_client": ("opening",),
     "imagecodecs": ("codecs", "demo.pyramid"),
     "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),

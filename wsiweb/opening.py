@@ -16,7 +16,8 @@ from requests.structures import CaseInsensitiveDict
 from wsiweb.bulk import fill_in
 from wsiweb.errors import AuthenticationError, MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
-from wsiweb.sources.http import Service, TokenAuth
+from wsiweb.sources.http import Service
+from wsiweb.sources.sessions import TokenAuth
 from wsiweb.sources.web import WebSource
 
 if TYPE_CHECKING:

@@ -7,34 +7,27 @@ exception of requests and urllib3. What is not: which status deserves another tr
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import http.client
 import re
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from requests.structures import CaseInsensitiveDict
 
-from wsiweb.errors import AuthenticationError, ProtocolError, SourceTimeoutError, WsiWebError
+from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, own_session
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from wsiweb.sources.base import Cancellation
 
 MAX_REDIRECTS = 5
-MAX_INTERIM_ANSWERS = 16
 CHUNK_BYTES = 262_144
 """Taken at once, at most: each time, threads take turns."""
 _MAX_ERROR_BYTES = 65_536
@@ -87,57 +80,6 @@ class Answer:
         return readable_error(bytes(text))
 
 
-class TokenAuth(AuthBase):
-    """Sends a bearer token; asks for a new one, once for all threads, when the service says 401."""
-
-    def __init__(self, token: str | Callable[[], str]) -> None:
-        self.supplier = token
-        self._token = token if isinstance(token, str) else None
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"supplier": self.supplier}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["supplier"])  # type: ignore[misc]
-
-    def __repr__(self) -> str:
-        return "TokenAuth(...)"
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Put the token into a request."""
-        request.headers["Authorization"] = f"Bearer {self._current()}"
-        return request
-
-    def _current(self) -> str:
-        with self._lock:
-            if self._token is None and callable(self.supplier):
-                try:
-                    self._token = self.supplier()
-                except Exception as error:
-                    raise AuthenticationError(f"token= raised {type(error).__name__} when it was called.") from error
-            if not isinstance(self._token, str):
-                kind = type(self._token).__name__
-                raise AuthenticationError(f"token= is a string, or a callable that returns one; here it gave {kind}.")
-            return self._token
-
-    def renew(self, refused: str | None) -> bool:
-        """Drop the token that was refused; False where there is no way to get another."""
-        if not callable(self.supplier):
-            return False
-        with self._lock:
-            if refused is None or refused == f"Bearer {self._token}":
-                self._token = None
-        return True
-
-
-class _NoCredentials(AuthBase):
-    """Keeps requests from looking for credentials of its own (.netrc)."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
 class Service:
     """One DICOMweb service: where it is and how to talk to it. Safe to share between threads; pickles.
 
@@ -177,7 +119,7 @@ class Service:
         }  # fmt: skip
         self._timeout_seconds = timeout_seconds
         self._way = session.verify, session.proxies, session.trust_env  # as it is now, whatever its owner does later
-        self._session = _own_session(session, self.base_url, connections)
+        self._session = own_session(session, self.base_url, connections)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._state
@@ -272,7 +214,7 @@ class Service:
     def _stranger(self) -> requests.Session:
         """For other origins: it knows the way there, and nothing that is secret."""
         session = requests.Session()
-        session.auth = _NoCredentials()
+        session.auth = NoCredentials()
         session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
         session.verify, session.proxies, session.trust_env = self._way
         return session
@@ -309,70 +251,6 @@ class Service:
 
 def _below(root: str, prefix: str | None) -> str:
     return f"{root}/{prefix.strip('/')}" if prefix else root
-
-
-def _own_session(session: requests.Session, url: str, connections: int) -> requests.Session:
-    """Copy a session, subclass and all, with adapters whose pools are its own and large enough.
-
-    The copy leaves the user's session as it is, drops no connections when many threads read, and shares no socket
-    with the process that this one was forked from. What the environment says of proxies, certificates and
-    credentials is looked up here, and not for each request.
-    """
-    own = object.__new__(type(session))
-    own.__dict__.update(session.__dict__)
-    if isinstance(own.auth, TokenAuth):
-        own.auth = copy.copy(own.auth)  # with a lock of its own
-    own.headers = CaseInsensitiveDict(session.headers)
-    if session.trust_env:
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        own.proxies = found["proxies"]
-        if session.verify is True:  # requests itself lets the environment overrule what the user says
-            own.verify = found["verify"]
-        own.auth = own.auth or requests.utils.get_netrc_auth(url)
-        own.trust_env = False
-    own.adapters = OrderedDict(
-        (prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items()
-    )
-    if str(own.headers.get("User-Agent", "")).startswith("python-requests/"):
-        from wsiweb import __version__  # noqa: PLC0415
-
-        own.headers["User-Agent"] = f"wsiweb/{__version__}"
-    return own
-
-
-def _own_adapter(adapter: Any, connections: int) -> Any:
-    if not isinstance(adapter, HTTPAdapter):
-        return adapter
-    own = object.__new__(type(adapter))
-    own.__dict__.update(adapter.__dict__)
-    own.proxy_manager = {}
-    # init_poolmanager is what subclasses override to bring their own TLS context.
-    own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
-    own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
-    classes = getattr(own.poolmanager, "pool_classes_by_scheme", {})
-    own.poolmanager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
-    return own
-
-
-class _BoundedResponse(http.client.HTTPResponse):
-    """Skips a few interim answers; http.client itself skips them for ever."""
-
-    _interim = 0
-
-    def _read_status(self) -> tuple[str, int, str]:
-        self._interim += 1
-        if self._interim > MAX_INTERIM_ANSWERS:
-            raise http.client.BadStatusLine("there is no end of interim answers")
-        base: Any = super()
-        status: tuple[str, int, str] = base._read_status()  # noqa: SLF001  (as old as the module)
-        return status
-
-
-@functools.cache  # to make a class takes longer than to make a connection
-def _bounded(pool: Any) -> Any:
-    """Return a class of connection pools, as this one, whose connections bound the interim answers."""
-    connection = type(pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": _BoundedResponse})
-    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
 def _shut_down(response: requests.Response) -> None:
