@@ -77,7 +77,8 @@ def trial_of(budget_bytes: int) -> TrialCache[int, bytes]:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["get", *Keep]), st.integers(0, 12), st.integers(1, 9)), max_size=120,
+        st.tuples(st.sampled_from(["get", "lend", "give back", *Keep]), st.integers(0, 12), st.integers(1, 9)),
+        max_size=120,
     ),
     st.integers(0, 60),
 )  # fmt: skip
@@ -85,17 +86,24 @@ def trial_of(budget_bytes: int) -> TrialCache[int, bytes]:
 def test_what_is_kept_and_on_trial_fits_into_the_budget(steps: list[tuple[str | Keep, int, int]], budget: int) -> None:
     cache = trial_of(budget)
     sizes: dict[int, int] = {}
+    lent: list[int] = []
     for step, key, size in steps:
         if isinstance(step, Keep):
             cache.put(key, bytes(size), step)
-            if step is not Keep.NOT and size <= budget:
+            if step is not Keep.NOT and size <= budget - sum(lent):
                 sizes[key] = size
                 assert cache.get(key) == bytes(size)
+        elif step == "lend":
+            if cache.lend(size):
+                lent.append(size)
+        elif step == "give back":
+            if lent:
+                cache.give_back(lent.pop())
         else:
             value = cache.get(key)
             assert value is None or len(value) == sizes[key]
     held = [value for key in range(13) if (value := cache.get(key)) is not None]
-    assert sum(map(len, held)) <= budget
+    assert sum(map(len, held)) + sum(lent) <= budget
 
 
 def test_a_long_pass_leaves_what_was_kept() -> None:

@@ -63,7 +63,7 @@ LAYERS = {
         ("patches.layout", "patches.tissue", "patches.values"),
         ("patches.packing",),
     ),
-    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers")),
+    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers"), ("board",)),
     "I/O": (
         ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval", "sources.store"),

@@ -119,8 +119,25 @@ class TrialCache(Generic[Key, Value]):
             if self._on_trial and (keep is Keep.YES or not self._kept):
                 self._drop()
             else:
-                _, least = self._kept.popitem(last=False)
-                self._kept_bytes -= self._size_of(least)
+                self._evict()
+
+    def lend(self, n_bytes: int) -> bool:
+        """Do without a part of the budget; False where what is on trial would have to do with less."""
+        if self._budget_bytes - n_bytes < self._trial_bytes:
+            return False
+        self._budget_bytes -= n_bytes
+        while self._kept and self._kept_bytes + self._on_trial_bytes > self._budget_bytes:
+            self._evict()
+        return True
+
+    def give_back(self, n_bytes: int) -> None:
+        """Have again what was lent."""
+        self._budget_bytes += n_bytes
+
+    def _evict(self) -> None:
+        """Drop what of the rest was not used for longest."""
+        _, least = self._kept.popitem(last=False)
+        self._kept_bytes -= self._size_of(least)
 
     def _drop(self) -> None:
         """Drop what is on trial for longest, and remember its key."""
@@ -161,7 +178,7 @@ class SingleFlightCache(Generic[Key, Value]):
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._values: TrialCache[Key, Value] = TrialCache(budget_bytes, size_of)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._waiting: dict[Key, list[Waiter[Key, Value]]] = {}
 
     def claim(self, keys: Iterable[Key], waiter: Waiter[Key, Value]) -> Claim[Key, Value]:
@@ -181,6 +198,16 @@ class SingleFlightCache(Generic[Key, Value]):
                 else:
                     others.append(waiter)
         return Claim(hits, ours)
+
+    def lend(self, n_bytes: int) -> bool:
+        """See ``TrialCache.lend``."""
+        with self._lock:
+            return self._values.lend(n_bytes)
+
+    def give_back(self, n_bytes: int) -> None:
+        """See ``TrialCache.give_back``."""
+        with self._lock:
+            self._values.give_back(n_bytes)
 
     def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:
         """Deliver values to all who wait for them, and keep them if so asked."""

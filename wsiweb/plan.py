@@ -120,6 +120,22 @@ class RegionPlanner:
         self._dtype = lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels))
         self._background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
 
+    def nothing(self) -> ReadPlan:
+        """Plan to read nothing: what stands for a region that cannot be planned."""
+        return ReadPlan(
+            shape=(0, 0, *self._last_axis),
+            dtype=self._dtype,
+            background=self._background,
+            keys=[],
+            boxes=[],
+            channel_of=None,
+            origin=(0, 0),
+            inside=(0, 0, 0, 0),
+            level_size=self._size,
+            covered=True,
+            ordered=False,
+        )
+
     def plan(self, region: Rectangle) -> ReadPlan:
         """Plan to read ``region``, in pixels of the level.
 

@@ -22,7 +22,7 @@ from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebErro
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
-from wsiweb.stream import Read, Stream
+from wsiweb.stream import Stream
 from wsiweb.workers import Workers
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.board import Read
     from wsiweb.cache import Waiter
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
@@ -97,7 +98,7 @@ class Reader:
         self._closed = False
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._active: set[Errand] = set()
-        self._tiles: SingleFlightCache[FrameKey, Pixels] = SingleFlightCache(
+        self.tiles: SingleFlightCache[FrameKey, Pixels] = SingleFlightCache(
             options.tile_cache_bytes, lambda tile: tile.nbytes
         )
         self._frames: ByteCache[FrameKey, EncodedFrame] = ByteCache(
@@ -115,15 +116,18 @@ class Reader:
         self,
         reads: Iterable[Read],
         *,
+        outs: Iterable[Pixels] | None = None,
         ahead_bytes: int | None = None,
         keep: Keep = Keep.YES,
     ) -> Stream:
         """Return an iterator over the arrays of many plans, in order.
 
         Plans are drawn, and frames fetched and decoded, ahead of the consumer within ``ahead_bytes``
-        (``ReadOptions.readahead_bytes`` by default). The caches are read in any case, and filled as ``keep`` says.
+        (``ReadOptions.readahead_bytes`` by default). ``outs`` are arrays to paint and hand out, one a plan, each
+        drawn in its turn; None makes new ones. The caches are read in any case, and filled as ``keep`` says.
         """
-        return Stream(self, reads, self.options.readahead_bytes if ahead_bytes is None else ahead_bytes, keep=keep)
+        budget_bytes = self.options.readahead_bytes if ahead_bytes is None else ahead_bytes
+        return Stream(self, reads, outs, budget_bytes, keep=keep)
 
     def close(self) -> None:
         """Stop all reads, in whatever thread, and release threads, sockets and files."""
@@ -187,7 +191,7 @@ class Reader:
 
     def claim(self, keys: Iterable[FrameKey], waiter: Waiter[FrameKey, Pixels]) -> Claim[FrameKey, Pixels]:
         """Return the tiles that are there, and the keys that the caller must ``start``; the waiter hears of others."""
-        return self._tiles.claim(keys, waiter)
+        return self.tiles.claim(keys, waiter)
 
     def start(self, wanted: dict[FrameKey, tuple[int, int]], errand: Errand) -> None:
         """Produce tiles: decode what is cached encoded, fetch the rest in batches.
@@ -248,7 +252,7 @@ class Reader:
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""
         for key in keys:
-            self._tiles.fail(key, AbandonedError())
+            self.tiles.fail(key, AbandonedError())
 
     def _fetch(self, batch: Batch, tasks: list[Task]) -> None:
         """Fetch one batch, of one errand; runs in a fetch thread. Every key is handed on, failed or abandoned."""
@@ -295,7 +299,7 @@ class Reader:
         named = error.frame_numbers if isinstance(error, SourceError) else ()
         blamed = left.keys() & set(named) or set(left)
         for number in blamed:
-            self._tiles.fail(left[number].key, error)
+            self.tiles.fail(left[number].key, error)
         others = [task for number, task in left.items() if number not in blamed]
         if others and others[0].errand.keep is Keep.YES:  # one region, which has failed; somebody else may want them
             self.abandon(task.key for task in others)
@@ -331,13 +335,13 @@ class Reader:
                 tiles.append((task.key, outcome))
         if tiles:
             self.stats.add(decoded=len(tiles))
-            self._tiles.resolve(tiles, outcomes[0][0].errand.keep)
+            self.tiles.resolve(tiles, outcomes[0][0].errand.keep)
 
     def _conclude_failure(self, task: Task, frame: EncodedFrame, error: BaseException) -> None:
         """Fail or abandon a key whose frame did not decode, or have the frame fetched again."""
         key = task.key
         if not isinstance(error, (DecodeError, UnsupportedError)):
-            self._tiles.fail(key, error)
+            self.tiles.fail(key, error)
             return
         self._frames.discard(key)
         # It may have been damaged on its way, or be a copy of what the origin has mended: ask once more.
@@ -346,7 +350,7 @@ class Reader:
             self.stats.add(retries=1)
             self._submit_fetch(Batch(key[0], (key[1],)), [replace(task, again=True)])
             return
-        self._tiles.fail(key, _located(error, self._instances[key[0]], key[1]))
+        self.tiles.fail(key, _located(error, self._instances[key[0]], key[1]))
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from wsiweb import icc
+from wsiweb.board import Read
 from wsiweb.cache import Keep
-from wsiweb.errors import RegionError
+from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import RegionPlanner
-from wsiweb.stream import Read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -71,36 +70,53 @@ class RegionArrays:
         background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
         self._profile = profile
         outs = iter(outs) if outs is not None else None
-        direct = outs if not view.resampled else None  # a level's own pixels go straight where they belong
-        self._targets = outs if direct is None else None
+        direct = not view.resampled  # a level's own pixels go straight where they belong
+        self._targets = None if direct else outs
         drawn: deque[int] = deque()  # the parts of what was planned and is not read yet
 
         planner = RegionPlanner(view.level, channels, stacked=stacked)
+
+        def planned(region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Read:
+            try:
+                return Read(planner.plan(region), finish)
+            except MetadataError as error:  # it is that of this region, and not of those that are read meanwhile
+                return Read(planner.nothing(), error=error)
 
         def reads() -> Iterator[Read]:
             for region in regions:
                 if not view.resampled:
                     drawn.append(1)
-                    yield Read(planner.plan(region), None if direct is None else next(direct))
+                    yield planned(region)
                     continue
                 parts = _bands(view, region)
                 drawn.append(len(parts))
                 for part in parts:
                     finish = functools.partial(view.resample, region=part, background=background)
-                    yield Read(planner.plan(view.source_of(part)), None, finish)
+                    yield planned(view.source_of(part), finish)
 
         self._drawn = drawn
-        self._stream = reader.stream(reads(), ahead_bytes=ahead_bytes, keep=keep)
+        self._stream = reader.stream(reads(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Pixels:
-        first = next(self._stream)
-        parts = self._drawn.popleft()
-        array = first if parts == 1 else np.concatenate([first, *itertools.islice(self._stream, parts - 1)])
-        if self._targets is not None:
-            target = next(self._targets)
+        outcome = self.outcome()
+        if isinstance(outcome, BaseException):
+            self.close()
+            raise outcome
+        return outcome
+
+    def outcome(self) -> Pixels | BaseException:
+        """Return the next region, or why it cannot be read; those behind it can. Else as ``next``."""
+        first = self._stream.outcome()
+        parts = [first, *[self._stream.outcome() for _ in range(self._drawn.popleft() - 1)]]
+        target = None if self._targets is None else next(self._targets)
+        whole = [part for part in parts if not isinstance(part, BaseException)]
+        if len(whole) < len(parts):
+            return next(part for part in parts if isinstance(part, BaseException))
+        array = whole[0] if len(whole) == 1 else np.concatenate(whole)
+        if target is not None:
             target[...] = array
             array = target
         return _to_srgb(self._reader, array, self._profile) if self._profile else array
