@@ -136,6 +136,23 @@ def test_a_missing_part_is_missed_only_where_its_frames_are_needed(
             np.testing.assert_array_equal(opened.read_region(0, 0, top, SIZE[0], bottom - top), IMAGE[top:bottom])
 
 
+def test_patches_of_a_missing_part_are_skipped_and_no_others(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    store_parts(slide, blank(slide), frames_of(IMAGE), (3, 3, 3), present=(0, 2))
+    patches = open_slide(slide).patches(6)
+    top, bottom = TILE[1], 2 * TILE[1]
+    whole = patches.index[(patches.y + 6 <= top) | (patches.y >= bottom)].tolist()
+    assert 0 < len(whole) < len(patches)
+    batches = patches.batches(7, on_error="skip")
+    assert [index for batch in batches for index in batch.index.tolist()] == whole
+    assert [skipped.index for skipped in batches.skipped] == sorted(set(range(len(patches))) - set(whole))
+    iterator = iter(patches)
+    first_lost = batches.skipped[0].index
+    assert [next(iterator).index for _ in range(first_lost)] == list(range(first_lost))
+    with pytest.raises(MetadataError, match="concatenation"):
+        next(iterator)
+
+
 def test_a_part_is_missing_at_one_level_of_many(tmp_path: Path, open_slide: Opener) -> None:
     slide = make_slide(tmp_path, sizes=((75, 55), (37, 27)), mpp=1.0)
     store_parts(slide, blank(slide), frames_of(IMAGE), (4, 5), present=(0,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,7 +31,7 @@ class Batches:
         self._skip = skip
         self._pending: list[npt.NDArray[Any]] = []
         self._done = 0
-        self._images = plan._images(_targets(plan, n, 0, self._pending))  # noqa: SLF001
+        self._images = plan._images(_targets(plan, n, self._pending))  # noqa: SLF001
 
     def __iter__(self) -> Self:
         return self
@@ -41,7 +40,7 @@ class Batches:
         plan = self._plan
         for start in range(self._done, len(plan), self._n):
             stop = min(start + self._n, len(plan))
-            kept = [place - start for place in range(start, stop) if self._next(place, stop)]
+            kept = [place - start for place in range(start, stop) if self._read(place)]
             self._done = stop
             images = self._pending.pop(0)
             if len(kept) == stop - start:
@@ -50,23 +49,17 @@ class Batches:
                 return plan._batch(np.array(kept, np.int64) + start, images[kept])  # noqa: SLF001
         raise StopIteration
 
-    def _next(self, place: int, stop: int) -> bool:
+    def _read(self, place: int) -> bool:
         """Read one patch into its place; False where it is skipped."""
-        try:
-            next(self._images)
-        except WsiWebError as error:
-            if not self._skip:
-                raise
-            # Its traceback would hold this iterator, which then would not be gone when it is let go.
-            self.skipped.append(SkippedPatch(int(self._plan.index[place]), error.with_traceback(None)))
-            # What was read ahead is cached; begin again behind the patch.
-            current = self._pending[0]
-            rest = iter(current[len(current) - (stop - place) + 1 :])
-            self._pending[1:] = []
-            targets = itertools.chain(rest, _targets(self._plan, self._n, stop, self._pending))
-            self._images = self._plan._rows(slice(place + 1, None))._images(targets)  # noqa: SLF001
-            return False
-        return True
+        outcome = self._images.outcome()
+        if not isinstance(outcome, BaseException):
+            return True
+        if not (self._skip and isinstance(outcome, WsiWebError)):
+            self.close()
+            raise outcome
+        # Its traceback holds what its threads were at.
+        self.skipped.append(SkippedPatch(int(self._plan.index[place]), outcome.with_traceback(None)))
+        return False
 
     @property
     def left(self) -> int:
@@ -83,12 +76,12 @@ class Batches:
         self._images.close()
 
 
-def _targets(plan: PatchPlan, n: int, start: int, pending: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-    """Yield the arrays that patches from ``start`` on are read into; batches of them are appended to ``pending``.
+def _targets(plan: PatchPlan, n: int, pending: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the arrays that patches are read into; batches of them are appended to ``pending``.
 
     Knows no iterator: one that is let go is gone at once, and stops the work, only if nothing it holds refers to it.
     """
-    for begin in range(start, len(plan), n):
+    for begin in range(0, len(plan), n):
         pending.append(np.empty((min(n, len(plan) - begin), *plan.shape), plan.dtype))
         yield from pending[-1]
 
