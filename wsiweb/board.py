@@ -16,6 +16,7 @@ import numpy as np
 
 from wsiweb import stitch
 from wsiweb.cache import AbandonedError
+from wsiweb.memory import SLAB_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -227,8 +228,9 @@ class Board:
                 if job.array is None and job.out is not None:
                     job.array = job.out
                 elif job.array is None:
-                    # One array alone, kept by its owner, would hold the slab of many.
-                    empty = np.empty if self._alone and job.finish is None else self._memory.empty
+                    # One small array alone, kept by its owner, would hold the slab of many.
+                    alone = self._alone and job.finish is None and job.plan.output_bytes < SLAB_BYTES
+                    empty = np.empty if alone else self._memory.empty
                     job.array = empty(job.plan.shape, job.plan.dtype)
         return job.array
 

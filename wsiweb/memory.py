@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,23 +24,25 @@ if TYPE_CHECKING:
 
 SLAB_BYTES = 8 << 20
 """From 4 MiB on, numpy asks for huge pages."""
-SMALLEST_BYTES, LARGEST_BYTES = 32 << 10, SLAB_BYTES // 2
-"""Of an array from a slab; smaller ones come from memory that the process uses again anyway."""
-IDLE_BYTES = 4 * SLAB_BYTES
+SMALLEST_BYTES = 32 << 10
+"""Of an array from here; smaller ones come from memory that the process uses again anyway."""
+IDLE_BYTES = 8 * SLAB_BYTES
 """Of slabs without any array that are kept."""
+LARGEST_BYTES = IDLE_BYTES
+"""Of an array from here; what is larger would not be kept."""
 _STEPS = 8
 """Sizes between two powers of two, to which arrays are rounded up so that they can take each other's place."""
 
 
 class _Slab:
-    """Memory for several arrays of about one size."""
+    """Memory for several arrays of about one size, or for a large one."""
 
     __slots__ = ("free", "places", "size")
 
     def __init__(self, size: int, returned: Callable[[_Place], None]) -> None:
-        memory = np.empty(SLAB_BYTES, np.uint8).data
         self.size = size
-        self.places = SLAB_BYTES // size
+        self.places = max(SLAB_BYTES // size, 1)
+        memory = np.empty(size * self.places, np.uint8).data
         self.free = [_Place(self, memory[n * size : (n + 1) * size], returned) for n in reversed(range(self.places))]
 
 
@@ -69,7 +71,8 @@ class ArrayPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slabs: defaultdict[int, list[_Slab]] = defaultdict(list)  # those with free places, by their size
-        self._idle: deque[_Slab] = deque()
+        self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
+        self._idle_bytes = 0
         self._lent: set[_Place] = set()
         # An array may be collected anywhere, even while this thread holds the lock: it is only noted.
         self._returned: deque[_Place] = deque()
@@ -90,6 +93,7 @@ class ArrayPool:
             if not slabs:
                 slabs.append(_Slab(size, self._returned.append))
             slab = slabs[-1]
+            self._wake(slab)
             place = slab.free.pop()
             if not slab.free:
                 slabs.pop()
@@ -109,8 +113,15 @@ class ArrayPool:
                 self._slabs[slab.size].append(slab)
             slab.free.append(place)
             if len(slab.free) == slab.places:
-                self._idle.append(slab)
-        while len(self._idle) * SLAB_BYTES > IDLE_BYTES:
-            slab = self._idle.popleft()
-            if len(slab.free) == slab.places and slab in self._slabs[slab.size]:
-                self._slabs[slab.size].remove(slab)
+                self._idle[slab] = None
+                self._idle_bytes += slab.size * slab.places
+        while self._idle_bytes > IDLE_BYTES:
+            slab = next(iter(self._idle))
+            self._wake(slab)
+            self._slabs[slab.size].remove(slab)
+
+    def _wake(self, slab: _Slab) -> None:
+        """Note that a slab is not idle any more, if it was."""
+        if slab in self._idle:
+            del self._idle[slab]
+            self._idle_bytes -= slab.size * slab.places
