@@ -133,9 +133,10 @@ def test_a_tile_that_came_early_is_not_asked_for_again() -> None:
     board = board_of(Room(144))
     first, far = job_of((0, 0)), job_of((4, 4))
     asked = board.enlist(first)
-    board.foresee(far)
+    assert board.foresee(far)
     bring(board, asked)
     assert_whole(board, first, (0, 0))
+    assert not board.foresee(job_of((4, 4)))  # nothing of it is on its way any more
     assert board.enlist(far) == []
     assert_whole(board, far, (4, 4))
 
@@ -219,7 +220,8 @@ def test_what_plans_far_apart_share_is_decoded_once(
     open_web: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch, mpp: float | None
 ) -> None:
     """Of a shuffled grid, of which few arrays are held ahead, and few tiles kept."""
-    monkeypatch.setattr("wsiweb.stream._FORESEEN_A_WAIT", 10_000)  # all, before the first tile comes
+    for name in ("_FORESEEN_A_WAIT", "_BARREN_PLANS"):  # all are foreseen, before the first tile comes
+        monkeypatch.setattr(f"wsiweb.stream.{name}", 10_000)
     truth = synthetic("rgb", sizes=((1000, 1000),), tile_size=(50, 50), mpp=1.0)
     options = ReadOptions(readahead_bytes=1, tile_cache_bytes=4_500_000)
     slide, other = open_web(truth, options=options), open_web(truth)

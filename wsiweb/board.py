@@ -112,8 +112,8 @@ class Board:
         self._wanted_by: defaultdict[FrameKey, list[Job]] = defaultdict(list)
         self._awaited: set[FrameKey] = set()
 
-    def foresee(self, job: Job) -> None:
-        """Note what a plan will need whose turn has not come.
+    def foresee(self, job: Job) -> bool:
+        """Note what a plan will need whose turn has not come. Whether some of it is on its way now.
 
         Tiles that come for others are painted into its array as well, while there is room: a tile that plans far
         apart show is decoded once, and need not be kept in between.
@@ -122,6 +122,7 @@ class Board:
             job.foreseen = True
             for key in job.plan.keys:
                 self._wanted_by[key].append(job)
+            return not self._awaited.isdisjoint(job.plan.keys)
 
     def enlist(self, job: Job) -> list[FrameKey]:
         """Note what a plan needs, now that its turn has come; return the tiles that nobody was asked for yet."""

@@ -41,6 +41,8 @@ _FORESIGHT = 2
 """Their arrays may be so many times as large as the tile cache, whose room those take that are begun: not all are."""
 _FORESEEN_A_TURN, _FORESEEN_A_WAIT = 2, 128
 """So many are drawn with each array that is handed out, and at least so many while one is waited for."""
+_BARREN_PLANS = 64
+"""So many after each other that share no tile with what is on its way: there is no use in more, for now."""
 _NAP_SECONDS = 0.5
 """A Ctrl-C that comes just before a thread falls asleep does not wake it; it is heeded with the next nap."""
 
@@ -64,6 +66,7 @@ class Stream:
         self._ahead_bytes = 0
         self._foreseen: deque[Job] = deque()
         self._foreseen_bytes = 0
+        self._barren = 0
         self._foresight_bytes = 0 if keep is Keep.NOT else _FORESIGHT * reader.options.tile_cache_bytes
         self._claimed: dict[FrameKey, tuple[int, int]] = {}  # but not started yet
         self._lot_tiles = 0
@@ -176,8 +179,9 @@ class Stream:
             return False
         self._foreseen.append(job)
         self._foreseen_bytes += job.plan.output_bytes
-        if job.plan.covered:  # which has nothing to be painted first, and needs no order
-            self._board.foresee(job)
+        # What is covered has nothing to be painted first, and needs no order.
+        shares = job.plan.covered and self._board.foresee(job)
+        self._barren = 0 if shares else self._barren + 1
         return True
 
     def _next_in_turn(self) -> Job | None:
@@ -227,7 +231,7 @@ class Stream:
     def _use_wait_for(self, job: Job) -> None:
         """Look ahead; not for long once tiles come, whose threads need the interpreter."""
         awaited, drawn = self._board.tiles_awaited, 0
-        while not job.done and job.error is None and self._foresee():
+        while not job.done and job.error is None and self._barren < _BARREN_PLANS and self._foresee():
             drawn += 1
             if drawn >= _FORESEEN_A_WAIT and self._board.tiles_awaited < awaited:
                 return
