@@ -109,8 +109,8 @@ class Board:
         """For which the caller sleeps: it is woken for no other that is whole."""
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
-        self._wanted_by: defaultdict[FrameKey, list[Job]] = defaultdict(list)
-        self._awaited: set[FrameKey] = set()
+        self._wanted_by: defaultdict[FrameKey, dict[Job, None]] = defaultdict(dict)  # in order
+        self._asked: set[FrameKey] = set()
 
     def foresee(self, job: Job) -> bool:
         """Note what a plan will need whose turn has not come. Whether some of it is on its way now.
@@ -121,19 +121,17 @@ class Board:
         with self._lock:
             job.foreseen = True
             for key in job.plan.keys:
-                self._wanted_by[key].append(job)
-            return not self._awaited.isdisjoint(job.plan.keys)
+                self._wanted_by[key][job] = None
+            return not self._asked.isdisjoint(job.plan.keys)
 
     def enlist(self, job: Job) -> list[FrameKey]:
         """Note what a plan needs, now that its turn has come; return the tiles that nobody was asked for yet."""
         new = []
         with self._lock:
             for key in job.waiting:
-                jobs = self._wanted_by[key]
-                if not job.foreseen or job not in jobs:
-                    jobs.append(job)
-                if key not in self._awaited:
-                    self._awaited.add(key)
+                self._wanted_by[key][job] = None
+                if key not in self._asked:
+                    self._asked.add(key)
                     new.append(key)
             job.foreseen = False
             if job.out is None:
@@ -143,21 +141,21 @@ class Board:
     @property
     def tiles_awaited(self) -> int:
         """How many tiles were asked for and have not come yet."""
-        return len(self._awaited)
+        return len(self._asked)
 
     def wanted_by(self, key: FrameKey) -> Job | None:
         """Return a plan that waits for a tile, which is to be asked for again; None, if there is none any more."""
         with self._lock:
             found = next((job for job in self._wanted_by.get(key, ()) if not job.foreseen), None)
             if found is None:
-                self._awaited.discard(key)
+                self._asked.discard(key)
             return found
 
     def clear(self) -> None:
         """Forget all plans."""
         with self._lock:
             self._wanted_by.clear()
-            self._awaited.clear()
+            self._asked.clear()
             self._give_back(self._borrowed_bytes)
 
     def settle(self, job: Job) -> None:
@@ -168,6 +166,7 @@ class Board:
                 self._give_back(job.plan.output_bytes)
 
     def _give_back(self, n_bytes: int) -> None:
+        n_bytes = min(n_bytes, self._borrowed_bytes)  # less, after all were forgotten
         self._borrowed_bytes -= n_bytes
         self._lender.give_back(n_bytes)
 
@@ -177,7 +176,7 @@ class Board:
             self.events.put(Event(abandoned=key))
             return
         with self._lock:
-            self._awaited.discard(key)
+            self._asked.discard(key)
             for job in self._wanted_by.pop(key, ()):
                 if not job.foreseen:  # else it asks again, when its turn comes
                     job.error = error
@@ -188,7 +187,7 @@ class Board:
         places = []
         with self._lock:
             for key, tile in tiles:
-                self._awaited.discard(key)
+                self._asked.discard(key)
                 for job in self._wanted_by.pop(key, ()):
                     if job.foreseen and not self._has_room(job):
                         continue
@@ -241,7 +240,7 @@ class Board:
         if job.out is not None and job.out is not array:  # it was begun before its turn
             job.out[...] = array
             array = job.out
-            self.settle(job)
+        self.settle(job)
         return array
 
     def _paint_held(self, job: Job, array: Pixels) -> None:
