@@ -75,7 +75,7 @@ def job_of(corner: tuple[int, int], side: int = 12) -> Job:
         covered=True,
         ordered=False,
     )
-    return Job(plan, None, {key: row for row, key in enumerate(keys)}, len(keys))
+    return Job(plan, plan.output_bytes, None, {key: row for row, key in enumerate(keys)}, len(keys))
 
 
 def board_of(room: Room) -> Board:
@@ -173,9 +173,43 @@ def test_forgotten_plans_take_up_no_room() -> None:
     board.foresee(job_of((4, 4)))
     bring(board, asked[:1])
     assert room.free_bytes < 1000
-    board.clear()
+    board.close()
     bring(board, asked[1:])
     assert room.free_bytes == 1000
+
+
+def test_what_was_begun_early_is_handed_out_where_it_is_wanted() -> None:
+    """It takes up both until then."""
+    room = Room(1000)
+    board = board_of(room)
+    asked = board.enlist(job_of((0, 0)))
+    far = job_of((4, 4))
+    board.foresee(far)
+    bring(board, asked)
+    far.out = out = np.zeros((12, 12), np.uint8)
+    board.enlist(far)
+    assert room.free_bytes == 1000 - 144
+    assert board.hand_out(far) is out
+    np.testing.assert_array_equal(out, MATRIX[4:16, 4:16])
+    assert room.free_bytes == 1000
+
+
+def test_a_dropped_plan_wants_nothing() -> None:
+    room = Room(1000)
+    board = board_of(room)
+    first, second, far = job_of((0, 0)), job_of((4, 4)), job_of((2, 2))
+    asked = board.enlist(first)
+    assert board.enlist(second) == []
+    board.foresee(far)
+    bring(board, asked[:1])
+    assert room.free_bytes == 1000 - 144
+    board.drop(first)
+    board.drop(far)
+    assert room.free_bytes == 1000
+    assert board.wanted_by(asked[1]) is second
+    board.drop(second)
+    assert board.wanted_by(asked[1]) is None
+    assert board.enlist(job_of((0, 0))) == asked[:2]
 
 
 def test_it_may_be_cleared_from_anywhere() -> None:
@@ -187,7 +221,7 @@ def test_it_may_be_cleared_from_anywhere() -> None:
 
         def __hash__(self) -> int:
             if Clears.armed:
-                board.clear()
+                board.close()
                 cache.fail((0, 0), AbandonedError())
             return super().__hash__()
 

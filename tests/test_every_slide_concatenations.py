@@ -29,7 +29,7 @@ from kinds_writer import (
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, generate_uid
 from synthetic import decode_independently, encode, make_slide, pattern
 
-from wsiweb import MetadataError, MetadataWarning, WsiWebError
+from wsiweb import MetadataError, MetadataWarning, ReadOptions, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,13 +139,17 @@ def test_a_missing_part_is_missed_only_where_its_frames_are_needed(
 def test_patches_of_a_missing_part_are_skipped_and_no_others(tmp_path: Path, open_slide: Opener) -> None:
     slide = new_slide(tmp_path)
     store_parts(slide, blank(slide), frames_of(IMAGE), (3, 3, 3), present=(0, 2))
-    patches = open_slide(slide).patches(6)
+    patches = open_slide(slide, options=ReadOptions(readahead_bytes=1)).patches(6)
     top, bottom = TILE[1], 2 * TILE[1]
     whole = patches.index[(patches.y + 6 <= top) | (patches.y >= bottom)].tolist()
     assert 0 < len(whole) < len(patches)
     batches = patches.batches(7, on_error="skip")
     assert [index for batch in batches for index in batch.index.tolist()] == whole
     assert [skipped.index for skipped in batches.skipped] == sorted(set(range(len(patches))) - set(whole))
+    images = patches.batches(7)._images
+    images.start()
+    assert len(images._stream._jobs) < len(patches) / 4  # the budget is one patch
+    images.close()
     iterator = iter(patches)
     first_lost = batches.skipped[0].index
     assert [next(iterator).index for _ in range(first_lost)] == list(range(first_lost))

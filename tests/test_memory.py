@@ -89,9 +89,17 @@ def test_memory_is_given_back() -> None:
     for size in [*range(SMALLEST_BYTES, SLAB_BYTES, 150_000), *range(SLAB_BYTES, LARGEST_BYTES, 5 << 20)]:
         arrays = [pool.empty((size,), np.uint8) for _ in range(max(3 * SLAB_BYTES // size, 2))]
         del arrays
-    pool.empty((SMALLEST_BYTES,), np.uint8)
     slabs = {slab for found in pool._slabs.values() for slab in found}
     assert sum(slab.size * slab.places for slab in slabs) <= IDLE_BYTES + SLAB_BYTES
+
+
+def test_large_arrays_are_given_back_at_once() -> None:
+    pool = ArrayPool()
+    arrays = [pool.empty((4000, 4000, 3), np.uint8) for _ in range(10)]
+    assert len(pool._lent) == 10
+    arrays.clear()
+    assert not pool._lent
+    assert sum(map(len, pool._slabs.values())) == 1
 
 
 def test_many_threads() -> None:

@@ -117,6 +117,28 @@ def test_frames_are_not_blamed_for_those_that_they_travel_with(
         next(iterator)
 
 
+def test_a_bad_frame_in_one_band_of_a_patch(
+    open_web: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A patch that is resampled in bands is skipped whole, and those behind it are what they would be."""
+    monkeypatch.setattr("wsiweb.regions._BAND_BYTES", 20_000)
+    layout = {"sizes": ((1000, 1000),), "tile_size": (50, 50), "mpp": 1.0}
+    whole = open_web(synthetic("jpeg-mono8", **layout))
+    broken = open_web(synthetic("jpeg-mono8", **layout, corrupt={(0, 25): b"nothing"}))
+    patches = broken.patches(100, mpp=2.0)  # of 200 x 200 pixels: the second shows the frame, in some of its bands
+    batches = patches.batches(4, on_error="skip")
+    found: dict[int, Any] = {}
+    for batch in batches:
+        found.update(zip(batch.index.tolist(), batch.images, strict=True))
+    assert [skipped.index for skipped in batches.skipped] == [1]
+    assert list(found) == [index for index in range(25) if index != 1]
+    for index, image in found.items():
+        x, y = int(patches.x[index]), int(patches.y[index])
+        np.testing.assert_array_equal(image, whole.read_region_mpp(2.0, x, y, 100, 100))
+    with pytest.raises(DecodeError):
+        broken.read_region_mpp(2.0, 100, 0, 100, 100)
+
+
 def leave_batches(patches: PatchPlan, _: Path) -> None:
     for _batch in patches.batches(2):
         break

@@ -42,6 +42,8 @@ class Read:
     """One array to make."""
 
     plan: ReadPlan
+    n_bytes: int
+    """That it takes up, before ``finish`` or after it, whichever is more."""
     finish: Callable[[Pixels], Pixels] | None = None
     """Makes what is handed out of what was painted; called in a decode thread."""
     error: WsiWebError | None = None
@@ -53,6 +55,7 @@ class Job:
     """One array on its way."""
 
     plan: ReadPlan
+    n_bytes: int
     finish: Callable[[Pixels], Pixels] | None
     waiting: dict[FrameKey, int]
     """Rows of the plan whose tile has not come yet."""
@@ -108,6 +111,7 @@ class Board:
         self.awaited: Job | None = None
         """For which the caller sleeps: it is woken for no other that is whole."""
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._closed = False
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._wanted_by: defaultdict[FrameKey, dict[Job, None]] = defaultdict(dict)  # in order
         self._asked: set[FrameKey] = set()
@@ -135,7 +139,7 @@ class Board:
                     new.append(key)
             job.foreseen = False
             if job.out is None:
-                self.settle(job)
+                self._settle(job)
         return new
 
     @property
@@ -151,22 +155,33 @@ class Board:
                 self._asked.discard(key)
             return found
 
-    def clear(self) -> None:
-        """Forget all plans."""
+    def drop(self, job: Job) -> None:
+        """Forget a plan: nothing more is painted for it."""
         with self._lock:
+            for key in job.waiting:
+                jobs = self._wanted_by.get(key)
+                if jobs is not None:
+                    jobs.pop(job, None)
+                    if not jobs:
+                        del self._wanted_by[key]
+            self._settle(job)
+
+    def close(self) -> None:
+        """Forget all plans, for good."""
+        with self._lock:
+            self._closed = True
             self._wanted_by.clear()
             self._asked.clear()
             self._give_back(self._borrowed_bytes)
 
-    def settle(self, job: Job) -> None:
+    def _settle(self, job: Job) -> None:
         """Give back the room that a plan has borrowed."""
-        with self._lock:
-            if job.borrowed:
-                job.borrowed = False
-                self._give_back(job.plan.output_bytes)
+        if job.borrowed:
+            job.borrowed = False
+            self._give_back(job.n_bytes)
 
     def _give_back(self, n_bytes: int) -> None:
-        n_bytes = min(n_bytes, self._borrowed_bytes)  # less, after all were forgotten
+        n_bytes = min(n_bytes, self._borrowed_bytes)  # less, once closed
         self._borrowed_bytes -= n_bytes
         self._lender.give_back(n_bytes)
 
@@ -215,23 +230,23 @@ class Board:
 
     def _has_room(self, job: Job) -> bool:
         """Have room for the array of a plan that is only foreseen."""
-        n_bytes = job.plan.output_bytes
-        if not job.borrowed and self._lender.lend(n_bytes):
+        if not job.borrowed and not self._closed and self._lender.lend(job.n_bytes):
             job.borrowed = True
-            self._borrowed_bytes += n_bytes
+            self._borrowed_bytes += job.n_bytes
         return job.borrowed
 
     def array_of(self, job: Job) -> Pixels:
         """Return the array of a plan; made with the first tile, so that memory just let go by others serves again."""
         if job.array is None:
+            array = job.out
+            if array is None:
+                # One small array alone, kept by its owner, would hold the slab of many.
+                alone = self._alone and job.finish is None and job.plan.output_bytes < SLAB_BYTES
+                empty = np.empty if alone else self._memory.empty
+                array = empty(job.plan.shape, job.plan.dtype)
             with self._lock:
-                if job.array is None and job.out is not None:
-                    job.array = job.out
-                elif job.array is None:
-                    # One small array alone, kept by its owner, would hold the slab of many.
-                    alone = self._alone and job.finish is None and job.plan.output_bytes < SLAB_BYTES
-                    empty = np.empty if alone else self._memory.empty
-                    job.array = empty(job.plan.shape, job.plan.dtype)
+                if job.array is None:  # else another thread was faster
+                    job.array = array
         return job.array
 
     def hand_out(self, job: Job) -> Pixels:
@@ -240,7 +255,8 @@ class Board:
         if job.out is not None and job.out is not array:  # it was begun before its turn
             job.out[...] = array
             array = job.out
-        self.settle(job)
+        with self._lock:
+            self._settle(job)
         return array
 
     def _paint_held(self, job: Job, array: Pixels) -> None:

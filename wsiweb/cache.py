@@ -76,6 +76,8 @@ class TrialCache(Generic[Key, Value]):
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._budget_bytes = budget_bytes
+        self.lent_bytes = 0
+        """Of the budget, that others use: only what is left is filled."""
         self._trial_bytes = budget_bytes // 32
         self._size_of = size_of
         self._kept: OrderedDict[Key, Value] = OrderedDict()
@@ -98,11 +100,12 @@ class TrialCache(Generic[Key, Value]):
     def put(self, key: Key, value: Value, keep: Keep) -> None:
         """Keep a value, at the cost of the least recently used ones; not if it is larger than the whole budget."""
         size = self._size_of(value)
-        if keep is Keep.NOT or size > self._budget_bytes:
+        budget_bytes = self._budget_bytes - self.lent_bytes
+        if keep is Keep.NOT or size > budget_bytes:
             return
         if key in self._dropped:
             del self._dropped[key]
-            self._trial_bytes = min(self._trial_bytes + _GROWTH * size, self._budget_bytes)
+            self._trial_bytes = min(self._trial_bytes + _GROWTH * size, budget_bytes)
             keep = Keep.YES
         if self.get(key) is not None:  # which has taken it out of its trial
             self._kept_bytes += size - self._size_of(self._kept[key])
@@ -115,29 +118,17 @@ class TrialCache(Generic[Key, Value]):
             self._on_trial_bytes += size
             while self._on_trial_bytes > self._trial_bytes and len(self._on_trial) > 1:
                 self._drop()
-        while self._kept_bytes + self._on_trial_bytes > self._budget_bytes:
+        while self._kept_bytes + self._on_trial_bytes > budget_bytes:
             if self._on_trial and (keep is Keep.YES or not self._kept):
                 self._drop()
             else:
-                self._evict()
+                _, least = self._kept.popitem(last=False)
+                self._kept_bytes -= self._size_of(least)
 
-    def lend(self, n_bytes: int) -> bool:
-        """Do without a part of the budget; False where what is on trial would have to do with less."""
-        if self._budget_bytes - n_bytes < self._trial_bytes:
-            return False
-        self._budget_bytes -= n_bytes
-        while self._kept and self._kept_bytes + self._on_trial_bytes > self._budget_bytes:
-            self._evict()
-        return True
-
-    def give_back(self, n_bytes: int) -> None:
-        """Have again what was lent."""
-        self._budget_bytes += n_bytes
-
-    def _evict(self) -> None:
-        """Drop what of the rest was not used for longest."""
-        _, least = self._kept.popitem(last=False)
-        self._kept_bytes -= self._size_of(least)
+    @property
+    def lendable_bytes(self) -> int:
+        """What of the budget others may use: not what is kept, up to half of it, nor the part for trials."""
+        return self._budget_bytes - self._trial_bytes - min(self._kept_bytes, self._budget_bytes // 2)
 
     def _drop(self) -> None:
         """Drop what is on trial for longest, and remember its key."""
@@ -180,6 +171,7 @@ class SingleFlightCache(Generic[Key, Value]):
         self._values: TrialCache[Key, Value] = TrialCache(budget_bytes, size_of)
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._waiting: dict[Key, list[Waiter[Key, Value]]] = {}
+        self._lending = threading.Lock()
 
     def claim(self, keys: Iterable[Key], waiter: Waiter[Key, Value]) -> Claim[Key, Value]:
         """Ask for values; the waiter is told of each that is not a hit."""
@@ -200,14 +192,21 @@ class SingleFlightCache(Generic[Key, Value]):
         return Claim(hits, ours)
 
     def lend(self, n_bytes: int) -> bool:
-        """See ``TrialCache.lend``."""
-        with self._lock:
-            return self._values.lend(n_bytes)
+        """Do without a part of the budget, from the next value on; False where too little is left.
+
+        May be called with the lock of a board. That may be wanted by a thread that holds the cache's lock, and was made
+        to close a stream there by the garbage collector: so this does not take it.
+        """
+        with self._lending:
+            if self._values.lent_bytes + n_bytes > self._values.lendable_bytes:
+                return False
+            self._values.lent_bytes += n_bytes
+            return True
 
     def give_back(self, n_bytes: int) -> None:
-        """See ``TrialCache.give_back``."""
-        with self._lock:
-            self._values.give_back(n_bytes)
+        """Have again what was lent; as ``lend``."""
+        with self._lending:
+            self._values.lent_bytes -= n_bytes
 
     def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:
         """Deliver values to all who wait for them, and keep them if so asked."""

@@ -74,8 +74,8 @@ class ArrayPool:
         self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
         self._idle_bytes = 0
         self._lent: set[_Place] = set()
-        # An array may be collected anywhere, even while this thread holds the lock: it is only noted.
         self._returned: deque[_Place] = deque()
+        self._take_back = _noting(self._returned, weakref.ref(self))
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
         """Return a C-contiguous array with undefined content, as ``numpy.empty`` does."""
@@ -91,7 +91,7 @@ class ArrayPool:
                 self._collect()
             slabs = self._slabs[size]
             if not slabs:
-                slabs.append(_Slab(size, self._returned.append))
+                slabs.append(_Slab(size, self._take_back))
             slab = slabs[-1]
             self._wake(slab)
             place = slab.free.pop()
@@ -102,6 +102,14 @@ class ArrayPool:
         whole = np.frombuffer(place.memory, kind, count)
         place.lend(whole)
         return whole.reshape(shape)
+
+    def collect(self) -> None:
+        """Take back what was let go, unless somebody is about to."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._collect()
+            finally:
+                self._lock.release()
 
     def _collect(self) -> None:
         """Take back what was let go; to be called under the lock."""
@@ -125,3 +133,19 @@ class ArrayPool:
         if slab in self._idle:
             del self._idle[slab]
             self._idle_bytes -= slab.size * slab.places
+
+
+def _noting(returned: deque[_Place], pool: weakref.ref[ArrayPool]) -> Callable[[_Place], None]:
+    """Return what is called when an array is gone.
+
+    That may be anywhere, even while this thread holds the lock: then it is only noted. It does not hold the pool, which
+    holds it.
+    """
+
+    def take_back(place: _Place) -> None:
+        returned.append(place)
+        alive = pool()
+        if alive is not None:
+            alive.collect()
+
+    return take_back

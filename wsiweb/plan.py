@@ -120,6 +120,10 @@ class RegionPlanner:
         self._dtype = lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels))
         self._background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
 
+    def bytes_of(self, region: Rectangle) -> int:
+        """Return the size of a region's array."""
+        return region.w * region.h * math.prod(self._last_axis) * self._dtype.itemsize
+
     def nothing(self) -> ReadPlan:
         """Plan to read nothing: what stands for a region that cannot be planned."""
         return ReadPlan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -76,23 +76,24 @@ class RegionArrays:
 
         planner = RegionPlanner(view.level, channels, stacked=stacked)
 
-        def planned(region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Read:
+        def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Read:
+            n_bytes = max(planner.bytes_of(source), planner.bytes_of(region))
             try:
-                return Read(planner.plan(region), finish)
+                return Read(planner.plan(source), n_bytes, finish)
             except MetadataError as error:  # it is that of this region, and not of those that are read meanwhile
-                return Read(planner.nothing(), error=error)
+                return Read(planner.nothing(), n_bytes, error=error.with_traceback(None))
 
         def reads() -> Iterator[Read]:
             for region in regions:
                 if not view.resampled:
                     drawn.append(1)
-                    yield planned(region)
+                    yield planned(region, region)
                     continue
                 parts = _bands(view, region)
                 drawn.append(len(parts))
                 for part in parts:
                     finish = functools.partial(view.resample, region=part, background=background)
-                    yield planned(view.source_of(part), finish)
+                    yield planned(view.source_of(part), part, finish)
 
         self._drawn = drawn
         self._stream = reader.stream(reads(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep)
@@ -109,13 +110,16 @@ class RegionArrays:
 
     def outcome(self) -> Pixels | BaseException:
         """Return the next region, or why it cannot be read; those behind it can. Else as ``next``."""
-        first = self._stream.outcome()
-        parts = [first, *[self._stream.outcome() for _ in range(self._drawn.popleft() - 1)]]
+        parts = [self._stream.outcome()]  # when it is known of how many
+        count = self._drawn.popleft()
         target = None if self._targets is None else next(self._targets)
-        whole = [part for part in parts if not isinstance(part, BaseException)]
-        if len(whole) < len(parts):
-            return next(part for part in parts if isinstance(part, BaseException))
-        array = whole[0] if len(whole) == 1 else np.concatenate(whole)
+        while len(parts) < count and not isinstance(parts[-1], BaseException):
+            parts.append(self._stream.outcome())
+        last = parts[-1]
+        if isinstance(last, BaseException):
+            self._stream.skip(count - len(parts))
+            return last
+        array = last if count == 1 else np.concatenate(cast("list[Pixels]", parts))
         if target is not None:
             target[...] = array
             array = target

@@ -42,7 +42,7 @@ _FORESIGHT = 2
 _FORESEEN_A_TURN, _FORESEEN_A_WAIT = 2, 128
 """So many are drawn with each array that is handed out, and at least so many while one is waited for."""
 _BARREN_PLANS = 64
-"""So many after each other that share no tile with what is on its way: there is no use in more, for now."""
+"""So many after each other that share no tile with what is on its way: then there is no use in more."""
 _NAP_SECONDS = 0.5
 """A Ctrl-C that comes just before a thread falls asleep does not wake it; it is heeded with the next nap."""
 
@@ -106,11 +106,21 @@ class Stream:
             self.close()
             raise
         self._jobs.popleft()
-        self._ahead_bytes -= job.plan.output_bytes
+        self._ahead_bytes -= job.n_bytes
         if job.done:
             return self._board.hand_out(job)
-        self._board.settle(job)
+        self._board.drop(job)
         return job.error if job.error is not None else self._late(job)
+
+    def skip(self, count: int) -> None:
+        """Leave out the next arrays."""
+        for _ in range(count):
+            if self._jobs:
+                job = self._jobs.popleft()
+                self._ahead_bytes -= job.n_bytes
+                self._board.drop(job)
+            elif (ahead := self._next_in_turn()) is not None:
+                self._board.drop(ahead)
 
     def start(self) -> None:
         """Plan and fetch ahead, without waiting for anything."""
@@ -127,7 +137,7 @@ class Stream:
         self._claimed = {}
         self._jobs.clear()
         self._foreseen.clear()
-        self._board.clear()
+        self._board.close()
         self._exhausted = True
 
     def __del__(self) -> None:
@@ -168,17 +178,18 @@ class Stream:
             return None
         keys = read.plan.keys
         waiting = dict(zip(keys, range(len(keys)), strict=True))
-        return Job(read.plan, read.finish, waiting, len(keys), error=read.error)
+        return Job(read.plan, read.n_bytes, read.finish, waiting, len(keys), error=read.error)
 
     def _foresee(self) -> bool:
         """Draw a plan before its turn; see ``Board.foresee``. False where that is far enough ahead."""
-        if self._foreseen_bytes >= self._foresight_bytes or len(self._foreseen) >= _FORESEEN_PLANS:
+        most = _FORESEEN_PLANS if self._barren < _BARREN_PLANS else _BARREN_PLANS
+        if self._foreseen_bytes >= self._foresight_bytes or len(self._foreseen) >= most:
             return False
         job = self._draw()
         if job is None:
             return False
         self._foreseen.append(job)
-        self._foreseen_bytes += job.plan.output_bytes
+        self._foreseen_bytes += job.n_bytes
         # What is covered has nothing to be painted first, and needs no order.
         shares = job.plan.covered and self._board.foresee(job)
         self._barren = 0 if shares else self._barren + 1
@@ -188,7 +199,7 @@ class Stream:
         if not self._foreseen:
             return self._draw()
         job = self._foreseen.popleft()
-        self._foreseen_bytes -= job.plan.output_bytes
+        self._foreseen_bytes -= job.n_bytes
         return job
 
     def _admit(self, job: Job) -> None:
@@ -198,7 +209,7 @@ class Stream:
         if not plan.covered:
             stitch.fill(self._board.array_of(job), plan)
         self._jobs.append(job)
-        self._ahead_bytes += plan.output_bytes
+        self._ahead_bytes += job.n_bytes
         new = self._board.enlist(job)
         claim = self._reader.claim(new, self._board)
         misses = len(new) - len(claim.hits)
@@ -231,7 +242,7 @@ class Stream:
     def _use_wait_for(self, job: Job) -> None:
         """Look ahead; not for long once tiles come, whose threads need the interpreter."""
         awaited, drawn = self._board.tiles_awaited, 0
-        while not job.done and job.error is None and self._barren < _BARREN_PLANS and self._foresee():
+        while not job.done and job.error is None and self._foresee():
             drawn += 1
             if drawn >= _FORESEEN_A_WAIT and self._board.tiles_awaited < awaited:
                 return
@@ -253,7 +264,7 @@ class Stream:
                 self._reader.check_open()
 
     def _late(self, job: Job) -> SourceTimeoutError:
-        numbers = tuple(sorted(frame_index + 1 for _, frame_index in job.waiting))
+        numbers = tuple(sorted(frame_index + 1 for _, frame_index in list(job.waiting)))  # tiles may yet come
         return SourceTimeoutError(
             f"{len(numbers)} of {len(job.plan.keys)} frames of a region did not arrive within "
             f"{self._reader.options.deadline_seconds:g} s. Read less at a time, or raise "

@@ -40,7 +40,11 @@ class Batches:
         plan = self._plan
         for start in range(self._done, len(plan), self._n):
             stop = min(start + self._n, len(plan))
-            kept = [place - start for place in range(start, stop) if self._read(place)]
+            try:
+                kept = [place - start for place in range(start, stop) if self._read(place)]
+            except BaseException:
+                self.close()
+                raise
             self._done = stop
             images = self._pending.pop(0)
             if len(kept) == stop - start:
@@ -55,7 +59,6 @@ class Batches:
         if not isinstance(outcome, BaseException):
             return True
         if not (self._skip and isinstance(outcome, WsiWebError)):
-            self.close()
             raise outcome
         # Its traceback holds what its threads were at.
         self.skipped.append(SkippedPatch(int(self._plan.index[place]), outcome.with_traceback(None)))
