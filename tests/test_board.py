@@ -75,7 +75,7 @@ def job_of(corner: tuple[int, int], side: int = 12) -> Job:
         covered=True,
         ordered=False,
     )
-    return Job(plan, plan.output_bytes, None, {key: row for row, key in enumerate(keys)}, len(keys))
+    return Job(plan, plan.output_bytes)
 
 
 def board_of(room: Room) -> Board:
@@ -175,6 +175,25 @@ def test_forgotten_plans_take_up_no_room() -> None:
     assert room.free_bytes < 1000
     board.close()
     bring(board, asked[1:])
+    assert room.free_bytes == 1000
+
+
+def test_nothing_is_borrowed_once_it_is_closed() -> None:
+    """Even if that happens while tiles are taken."""
+
+    class Closes(dict[Any, int]):
+        def pop(self, *args: Any) -> int:
+            board.close()
+            return super().pop(*args)
+
+    room = Room(1000)
+    board = board_of(room)
+    asked = board.enlist(job_of((0, 0)))
+    first, second = job_of((4, 4)), job_of((2, 2))
+    first.waiting = Closes(first.waiting)
+    board.foresee(first)
+    board.foresee(second)
+    bring(board, asked[:1])
     assert room.free_bytes == 1000
 
 

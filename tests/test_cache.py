@@ -94,12 +94,11 @@ def test_what_is_kept_and_on_trial_fits_into_the_budget(steps: list[tuple[str | 
                 sizes[key] = size
                 assert key % 2 or cache.get(key) == bytes(size)  # which ends its trial
         elif step == "lend":
-            if cache.lent_bytes + size <= cache.lendable_bytes:
-                cache.lent_bytes += size
+            if cache.lend(size):
                 lent.append(size)
         elif step == "give back":
             if lent:
-                cache.lent_bytes -= lent.pop()
+                cache.give_back(lent.pop())
         else:
             value = cache.get(key)
             assert value is None or len(value) == sizes[key]

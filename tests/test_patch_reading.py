@@ -117,14 +117,16 @@ def test_frames_are_not_blamed_for_those_that_they_travel_with(
         next(iterator)
 
 
+@pytest.mark.parametrize("readahead_bytes", [1, 1 << 28])
 def test_a_bad_frame_in_one_band_of_a_patch(
-    open_web: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch
+    open_web: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch, readahead_bytes: int
 ) -> None:
     """A patch that is resampled in bands is skipped whole, and those behind it are what they would be."""
     monkeypatch.setattr("wsiweb.regions._BAND_BYTES", 20_000)
     layout = {"sizes": ((1000, 1000),), "tile_size": (50, 50), "mpp": 1.0}
     whole = open_web(synthetic("jpeg-mono8", **layout))
-    broken = open_web(synthetic("jpeg-mono8", **layout, corrupt={(0, 25): b"nothing"}))
+    damaged = synthetic("jpeg-mono8", **layout, corrupt={(0, 25): b"nothing"})
+    broken = open_web(damaged, options=ReadOptions(readahead_bytes=readahead_bytes))
     patches = broken.patches(100, mpp=2.0)  # of 200 x 200 pixels: the second shows the frame, in some of its bands
     batches = patches.batches(4, on_error="skip")
     found: dict[int, Any] = {}

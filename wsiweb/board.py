@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.errors import WsiWebError
     from wsiweb.memory import ArrayPool
     from wsiweb.plan import FrameKey, ReadPlan
 
@@ -38,42 +37,35 @@ class Event:
 
 
 @dataclass(slots=True, eq=False)
-class Read:
-    """One array to make."""
+class Job:
+    """One array to make, and how far that has come."""
 
     plan: ReadPlan
     n_bytes: int
     """That it takes up, before ``finish`` or after it, whichever is more."""
     finish: Callable[[Pixels], Pixels] | None = None
     """Makes what is handed out of what was painted; called in a decode thread."""
-    error: WsiWebError | None = None
-    """Why there is no such plan; it is raised in the array's turn."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One array on its way."""
-
-    plan: ReadPlan
-    n_bytes: int
-    finish: Callable[[Pixels], Pixels] | None
-    waiting: dict[FrameKey, int]
+    error: BaseException | None = None
+    """Why it will not be whole."""
+    waiting: dict[FrameKey, int] = field(init=False)
     """Rows of the plan whose tile has not come yet."""
-    unpainted: int
+    unpainted: int = field(init=False)
     """Rows that are not painted yet."""
     out: Pixels | None = None
     """Where it is wanted, once its turn has come; None has an array made."""
     array: Pixels | None = None
     """What is painted, then what is handed out."""
     done: bool = False
-    error: BaseException | None = None
-    """Why it will not be whole."""
     held: dict[int, Pixels] = field(default_factory=dict)
     """Tiles of a plan whose order of drawing matters, by row, until all are there."""
     foreseen: bool = False
     """Whether its turn to be fetched has not come."""
     borrowed: bool = False
     """Whether its array was begun all the same, and takes up room of the lender's beside that of ``out``."""
+
+    def __post_init__(self) -> None:
+        self.unpainted = len(self.plan.keys)
+        self.waiting = dict(zip(self.plan.keys, range(self.unpainted), strict=True))
 
 
 class Lender(Protocol):
@@ -172,18 +164,15 @@ class Board:
             self._closed = True
             self._wanted_by.clear()
             self._asked.clear()
-            self._give_back(self._borrowed_bytes)
+            self._lender.give_back(self._borrowed_bytes)
+            self._borrowed_bytes = 0
 
     def _settle(self, job: Job) -> None:
         """Give back the room that a plan has borrowed."""
-        if job.borrowed:
+        if job.borrowed and not self._closed:
             job.borrowed = False
-            self._give_back(job.n_bytes)
-
-    def _give_back(self, n_bytes: int) -> None:
-        n_bytes = min(n_bytes, self._borrowed_bytes)  # less, once closed
-        self._borrowed_bytes -= n_bytes
-        self._lender.give_back(n_bytes)
+            self._borrowed_bytes -= job.n_bytes
+            self._lender.give_back(job.n_bytes)
 
     def fail(self, key: FrameKey, error: BaseException) -> None:
         """Hear that a tile will not come, and let the caller know. From any thread."""

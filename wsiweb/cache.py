@@ -76,8 +76,8 @@ class TrialCache(Generic[Key, Value]):
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._budget_bytes = budget_bytes
-        self.lent_bytes = 0
-        """Of the budget, that others use: only what is left is filled."""
+        self._lent_bytes = 0
+        self._lending = threading.Lock()
         self._trial_bytes = budget_bytes // 32
         self._size_of = size_of
         self._kept: OrderedDict[Key, Value] = OrderedDict()
@@ -100,7 +100,7 @@ class TrialCache(Generic[Key, Value]):
     def put(self, key: Key, value: Value, keep: Keep) -> None:
         """Keep a value, at the cost of the least recently used ones; not if it is larger than the whole budget."""
         size = self._size_of(value)
-        budget_bytes = self._budget_bytes - self.lent_bytes
+        budget_bytes = self._budget_bytes - self._lent_bytes
         if keep is Keep.NOT or size > budget_bytes:
             return
         if key in self._dropped:
@@ -125,10 +125,25 @@ class TrialCache(Generic[Key, Value]):
                 _, least = self._kept.popitem(last=False)
                 self._kept_bytes -= self._size_of(least)
 
-    @property
-    def lendable_bytes(self) -> int:
-        """What of the budget others may use: not what is kept, up to half of it, nor the part for trials."""
-        return self._budget_bytes - self._trial_bytes - min(self._kept_bytes, self._budget_bytes // 2)
+    def lend(self, n_bytes: int) -> bool:
+        """Do without a part of the budget, from the next value on; False where too little is left.
+
+        What is kept loses no more than half of the budget, and what is on trial nothing.
+
+        Needs no lock, and must be called without that of its owner: with the lock of a board, which may be wanted by a
+        thread that holds the owner's, and was made to close a stream there by the garbage collector.
+        """
+        with self._lending:
+            reserved = self._trial_bytes + min(self._kept_bytes, self._budget_bytes // 2)
+            if self._lent_bytes + n_bytes > self._budget_bytes - reserved:
+                return False
+            self._lent_bytes += n_bytes
+            return True
+
+    def give_back(self, n_bytes: int) -> None:
+        """Have again what was lent; as ``lend``."""
+        with self._lending:
+            self._lent_bytes -= n_bytes
 
     def _drop(self) -> None:
         """Drop what is on trial for longest, and remember its key."""
@@ -171,7 +186,7 @@ class SingleFlightCache(Generic[Key, Value]):
         self._values: TrialCache[Key, Value] = TrialCache(budget_bytes, size_of)
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._waiting: dict[Key, list[Waiter[Key, Value]]] = {}
-        self._lending = threading.Lock()
+        self.lend, self.give_back = self._values.lend, self._values.give_back  # without the lock
 
     def claim(self, keys: Iterable[Key], waiter: Waiter[Key, Value]) -> Claim[Key, Value]:
         """Ask for values; the waiter is told of each that is not a hit."""
@@ -190,23 +205,6 @@ class SingleFlightCache(Generic[Key, Value]):
                 else:
                     others.append(waiter)
         return Claim(hits, ours)
-
-    def lend(self, n_bytes: int) -> bool:
-        """Do without a part of the budget, from the next value on; False where too little is left.
-
-        May be called with the lock of a board. That may be wanted by a thread that holds the cache's lock, and was made
-        to close a stream there by the garbage collector: so this does not take it.
-        """
-        with self._lending:
-            if self._values.lent_bytes + n_bytes > self._values.lendable_bytes:
-                return False
-            self._values.lent_bytes += n_bytes
-            return True
-
-    def give_back(self, n_bytes: int) -> None:
-        """Have again what was lent; as ``lend``."""
-        with self._lending:
-            self._values.lent_bytes -= n_bytes
 
     def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:
         """Deliver values to all who wait for them, and keep them if so asked."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.board import Read
+    from wsiweb.board import Job
     from wsiweb.cache import Waiter
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
@@ -114,7 +114,7 @@ class Reader:
 
     def stream(
         self,
-        reads: Iterable[Read],
+        jobs: Iterable[Job],
         *,
         outs: Iterable[Pixels] | None = None,
         ahead_bytes: int | None = None,
@@ -127,7 +127,7 @@ class Reader:
         drawn in its turn; None makes new ones. The caches are read in any case, and filled as ``keep`` says.
         """
         budget_bytes = self.options.readahead_bytes if ahead_bytes is None else ahead_bytes
-        return Stream(self, reads, outs, budget_bytes, keep=keep)
+        return Stream(self, jobs, outs, budget_bytes, keep=keep)
 
     def close(self) -> None:
         """Stop all reads, in whatever thread, and release threads, sockets and files."""

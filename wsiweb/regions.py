@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 
 from wsiweb import icc
-from wsiweb.board import Read
+from wsiweb.board import Job
 from wsiweb.cache import Keep
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
@@ -76,14 +76,14 @@ class RegionArrays:
 
         planner = RegionPlanner(view.level, channels, stacked=stacked)
 
-        def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Read:
+        def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Job:
             n_bytes = max(planner.bytes_of(source), planner.bytes_of(region))
             try:
-                return Read(planner.plan(source), n_bytes, finish)
+                return Job(planner.plan(source), n_bytes, finish)
             except MetadataError as error:  # it is that of this region, and not of those that are read meanwhile
-                return Read(planner.nothing(), n_bytes, error=error.with_traceback(None))
+                return Job(planner.nothing(), n_bytes, error=error.with_traceback(None))
 
-        def reads() -> Iterator[Read]:
+        def jobs() -> Iterator[Job]:
             for region in regions:
                 if not view.resampled:
                     drawn.append(1)
@@ -96,7 +96,7 @@ class RegionArrays:
                     yield planned(view.source_of(part), part, finish)
 
         self._drawn = drawn
-        self._stream = reader.stream(reads(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep)
+        self._stream = reader.stream(jobs(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep)
 
     def __iter__(self) -> Self:
         return self

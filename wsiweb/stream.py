@@ -10,10 +10,10 @@ import os
 import queue
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from wsiweb import stitch
-from wsiweb.board import Board, Event, Job
+from wsiweb.board import Board, Event
 from wsiweb.cache import Keep
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.board import Read
+    from wsiweb.board import Job
     from wsiweb.plan import FrameKey
     from wsiweb.reader import Reader
 
@@ -48,13 +48,13 @@ _NAP_SECONDS = 0.5
 
 
 class Stream:
-    """An iterator over the arrays of many plans, in order; see ``Reader.stream``."""
+    """The arrays of many plans, in order; see ``Reader.stream``."""
 
     def __init__(
-        self, reader: Reader, reads: Iterable[Read], outs: Iterable[Pixels] | None, budget_bytes: int, *, keep: Keep
+        self, reader: Reader, jobs: Iterable[Job], outs: Iterable[Pixels] | None, budget_bytes: int, *, keep: Keep
     ) -> None:
         self._reader = reader
-        self._reads: Iterator[Read] = iter(reads)
+        self._drawn: Iterator[Job] = iter(jobs)
         self._outs = None if outs is None else iter(outs)
         self._budget_bytes = budget_bytes
         self._exhausted = False
@@ -70,17 +70,6 @@ class Stream:
         self._foresight_bytes = 0 if keep is Keep.NOT else _FORESIGHT * reader.options.tile_cache_bytes
         self._claimed: dict[FrameKey, tuple[int, int]] = {}  # but not started yet
         self._lot_tiles = 0
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Pixels:
-        """Return the next array, or raise why there is none, which ends the iteration."""
-        outcome = self.outcome()
-        if isinstance(outcome, BaseException):
-            self.close()
-            raise outcome
-        return outcome
 
     def outcome(self) -> Pixels | BaseException:
         """Return the next array, or why there is none; the iteration goes on behind it.
@@ -172,13 +161,9 @@ class Stream:
 
     def _draw(self) -> Job | None:
         """Return the next plan, or None after the last."""
-        read = None if self._exhausted else next(self._reads, None)
-        if read is None:
-            self._exhausted = True
-            return None
-        keys = read.plan.keys
-        waiting = dict(zip(keys, range(len(keys)), strict=True))
-        return Job(read.plan, read.n_bytes, read.finish, waiting, len(keys), error=read.error)
+        job = None if self._exhausted else next(self._drawn, None)
+        self._exhausted = job is None
+        return job
 
     def _foresee(self) -> bool:
         """Draw a plan before its turn; see ``Board.foresee``. False where that is far enough ahead."""
