@@ -11,7 +11,7 @@ import pytest
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every, fail_first
 
-from wsiweb import ReadOptions, Slide, WsiWebError, codecs
+from wsiweb import ReadOptions, Slide, WsiWebError, codecs, stitch
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.sources.base import EncodedFrame
 
@@ -100,6 +100,24 @@ def test_unnamed_frames_are_read(synthetic: SlideMaker, decoded: threading.Semap
     assert attempts == frames
 
 
+def test_who_receives_does_not_paint(synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decoded early is put into place by others: the next request would wait for it."""
+    truth = synthetic("rgb")
+    painters: set[str] = set()
+    paste: Callable[..., None] = stitch.paste
+
+    def noted(*args: Any) -> None:
+        painters.add(threading.current_thread().name.rsplit("_", 1)[0])
+        paste(*args)
+
+    monkeypatch.setattr(stitch, "paste", noted)
+    with DICOMwebServer(truth.folder) as server:
+        server.fault = every(Fault(locations=False, drip=SLOWLY))
+        with Slide.open(server.series_url(truth.study_uid, truth.series_uid)) as slide:
+            slide.read_region(0, 70, 50, 300, 200)
+    assert painters == {"wsiweb-decode"}
+
+
 def frame(number: int, data: bytes) -> EncodedFrame:
     return EncodedFrame(number, data)
 
@@ -108,9 +126,12 @@ def guesses_of(allowance: Allowance, jobs: list[Callable[[], None]]) -> Guesses[
     return Guesses(lambda seen: sum(seen.data), jobs.append, allowance, 10, patience_seconds=0)
 
 
+def unexpected(*_: object) -> None:
+    pytest.fail("No work was under way.")
+
+
 def test_only_the_very_frame_counts() -> None:
     jobs: list[Callable[[], None]] = []
-    taken: list[int] = []
     guesses = guesses_of(Allowance(100), jobs)
     first, second = frame(1, bytes([1, 2, 3])), frame(2, bytes([4, 5, 6]))
     for seen in ([first, second], [frame(1, bytes([7, 8, 9]))]):
@@ -118,35 +139,32 @@ def test_only_the_very_frame_counts() -> None:
     assert len(jobs) == 2
     for job in jobs:
         job()
-    assert not guesses.confirm(frame(2, second.data), taken.append)
-    assert not guesses.confirm(frame(3, b""), taken.append)
-    assert taken == []
-    assert guesses.confirm(first, taken.append)
-    assert taken == [6]
+    certain = [("a", frame(2, second.data)), ("b", frame(3, b"")), ("c", first)]
+    assert guesses.confirm(certain, unexpected) == ([("c", first, 6)], certain[:2])
 
 
 def test_what_is_certain_before_it_is_begun_is_left_to_others() -> None:
     jobs: list[Callable[[], None]] = []
-    taken: list[int] = []
     guesses = guesses_of(Allowance(100), jobs)
     seen = frame(1, bytes([1]))
     guesses.preview([seen])
-    assert not guesses.confirm(seen, taken.append)
+    assert guesses.confirm([("a", seen)], unexpected) == ([], [("a", seen)])
     jobs[0]()
-    assert taken == []
+    assert guesses.confirm([("a", seen)], unexpected) == ([], [("a", seen)])
 
 
 def test_a_result_that_comes_after_it_is_certain_is_passed_on() -> None:
-    taken: list[int] = []
-    confirmed: list[bool] = []
+    taken: list[Any] = []
+    confirmed: list[Any] = []
 
     def work(seen: EncodedFrame) -> int:
-        confirmed.append(guesses.confirm(seen, taken.append))
+        confirmed.append(guesses.confirm([("a", seen)], lambda *result: taken.append(result)))
         return 5
 
     guesses = Guesses(work, lambda job: job(), Allowance(100), 10, patience_seconds=0)
-    guesses.preview([frame(1, b"a")])
-    assert (confirmed, taken) == ([True], [5])
+    seen = frame(1, b"a")
+    guesses.preview([seen])
+    assert (confirmed, taken) == ([([], [])], [("a", seen, 5)])
 
 
 def test_a_quick_answer_is_awaited() -> None:

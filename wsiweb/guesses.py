@@ -6,18 +6,21 @@ what was asked for, in order: decoding need not wait for the end, only its resul
 
 from __future__ import annotations
 
+import enum
+import functools
 import math
 import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from wsiweb.sources.base import EncodedFrame, Frames
 
 PATIENCE_SECONDS = 0.002
 Result = TypeVar("Result")
+Token = TypeVar("Token")
 
 
 class Allowance:
@@ -41,17 +44,27 @@ class Allowance:
             self._free_bytes += n_bytes
 
 
+class Progress(enum.Enum):
+    """How far the work on a guess has come."""
+
+    NOT_BEGUN = enum.auto()
+    UNDER_WAY = enum.auto()
+    DONE = enum.auto()
+
+
 class Guess(Generic[Result]):
     """A frame on which work may begin early; called by a thread that has nothing better to do."""
 
-    __slots__ = ("_done", "_dropped", "_lock", "_result", "_started", "_take", "_work", "frame")
+    __slots__ = ("_dropped", "_lock", "_progress", "_take", "_work", "frame", "result")
 
     def __init__(self, frame: EncodedFrame, work: Callable[[EncodedFrame], Result]) -> None:
         self.frame = frame
+        self.result: Result | None = None
+        """Once it is done."""
         self._work = work
         self._lock = threading.Lock()
-        self._started = self._dropped = self._done = False
-        self._result: Result | None = None
+        self._progress = Progress.NOT_BEGUN
+        self._dropped = False
         self._take: Callable[[Result], None] | None = None
 
     def __call__(self) -> None:
@@ -59,25 +72,20 @@ class Guess(Generic[Result]):
         with self._lock:
             if self._dropped:
                 return
-            self._started = True
+            self._progress = Progress.UNDER_WAY
         result = self._work(self.frame)
         with self._lock:
-            self._done, self._result, take = True, result, self._take
+            self._progress, self.result, take = Progress.DONE, result, self._take
         if take is not None:
             take(result)
 
-    def confirm(self, take: Callable[[Result], None]) -> bool:
-        """Have ``take`` called with the result; False, and it never begins, where the work has not begun yet."""
+    def confirm(self, take: Callable[[Result], None]) -> Progress:
+        """Say how far the work is; if it has not begun it never does, and under way ``take`` has the result later."""
         with self._lock:
-            if not self._started:
-                self._dropped = True
-                return False
-            if not self._done:
+            self._dropped = self._progress is Progress.NOT_BEGUN
+            if self._progress is Progress.UNDER_WAY:
                 self._take = take
-                return True
-            result = self._result
-        take(cast("Result", result))
-        return True
+            return self._progress
 
     def drop(self) -> None:
         """Let it not begin."""
@@ -133,10 +141,24 @@ class Guesses(Generic[Result]):
                 self._add(guess)
         self._waiting.clear()
 
-    def confirm(self, frame: EncodedFrame, take: Callable[[Result], None]) -> bool:
-        """Have ``take`` called with what was begun, if a frame that is certain is the one that was guessed."""
-        guess = self._guesses.get(frame.frame_number)
-        return guess is not None and guess.frame is frame and guess.confirm(take)
+    def confirm(
+        self, arrived: Iterable[tuple[Token, EncodedFrame]], take: Callable[[Token, EncodedFrame, Result], None]
+    ) -> tuple[list[tuple[Token, EncodedFrame, Result]], list[tuple[Token, EncodedFrame]]]:
+        """Tell what has become of frames that are certain now: those with a result, and those to be worked on.
+
+        Of others the work is under way, and ``take`` will be called with its result.
+        """
+        done, rest = [], []
+        for token, frame in arrived:
+            guess = self._guesses.get(frame.frame_number)
+            progress = Progress.NOT_BEGUN
+            if guess is not None and guess.frame is frame:
+                progress = guess.confirm(functools.partial(take, token, frame))
+            if guess is not None and progress is Progress.DONE:
+                done.append((token, frame, cast("Result", guess.result)))
+            elif progress is Progress.NOT_BEGUN:
+                rest.append((token, frame))
+        return done, rest
 
     def close(self) -> None:
         """Begin nothing more, and give the room back."""

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 Arrived = tuple["Task", EncodedFrame]
+Decoded = tuple["Task", EncodedFrame, "Pixels | BaseException"]
+Lot = TypeVar("Lot", Arrived, Decoded)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -51,6 +53,8 @@ _FRAME_OVERHEAD_BYTES = 200
 """Of an encoded frame in the cache, beside its data."""
 _LOT_FRAMES, _LOT_SECONDS = 4, 0.002
 """Decoded by one thread before it hands them on, at most: to hand each on by itself would be more work."""
+_DECODED_A_LOT = 8
+"""That one thread puts into their places at a time."""
 _LOTS_A_THREAD = 8
 """Into which a batch is divided at the least, so that no thread is left with more than its share."""
 
@@ -211,7 +215,7 @@ class Reader:
                     there.append((Task(key, visible, errand, rank), frame))
             self.stats.add(frame_hits=len(there))
             left.difference_update(task.key for task, _ in there)
-            self._submit_decode(there, self._lot_frames(len(there)))
+            self._submit_lots(self._decode, there, self._lot_frames(len(there)))
             advice = self.advise(len(missing))
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
@@ -227,15 +231,15 @@ class Reader:
         except RuntimeError:  # somebody closed the slide meanwhile
             self.abandon(task.key for task in tasks)
 
-    def _submit_decode(self, frames: list[Arrived], lot_frames: int) -> None:
-        """Have frames of one rank decoded, so many at a time."""
+    def _submit_lots(self, work: Callable[[list[Lot]], None], frames: list[Lot], lot_frames: int) -> None:
+        """Have frames of one rank worked on in decode threads, so many at a time."""
         if not frames:
             return
         lots = (frames[first : first + lot_frames] for first in range(0, len(frames), lot_frames))
         try:
-            self._decoders.add_all([functools.partial(self._decode, lot) for lot in lots], frames[0][0].rank)
+            self._decoders.add_all([functools.partial(work, lot) for lot in lots], frames[0][0].rank)
         except RuntimeError:
-            self.abandon(task.key for task, _ in frames)
+            self.abandon(frame[0].key for frame in frames)
 
     def _lot_frames(self, frames: int) -> int:
         """Return how many of so many frames, which come together, one thread decodes at a time."""
@@ -288,11 +292,9 @@ class Reader:
         self.stats.add(frames=len(arrived) - from_disk, disk_hits=from_disk)
         if arrived[0][0].errand.keep is not Keep.NOT:
             self._frames.put((task.key, frame) for task, frame in arrived)
-        rest = [
-            (task, frame) for task, frame in arrived
-            if not guesses.confirm(frame, functools.partial(self._conclude_one, task, frame))
-        ]  # fmt: skip
-        self._submit_decode(rest, lot_frames)
+        done, rest = guesses.confirm(arrived, self._conclude_one)
+        self._submit_lots(self._conclude, done, _DECODED_A_LOT)  # not here: the next request would wait for it
+        self._submit_lots(self._decode, rest, lot_frames)
 
     def _fail(self, batch: Batch, left: dict[int, Task], error: Exception) -> None:
         """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them."""
@@ -324,7 +326,7 @@ class Reader:
     def _conclude_one(self, task: Task, frame: EncodedFrame, outcome: Pixels | BaseException) -> None:
         self._conclude([(task, frame, outcome)])
 
-    def _conclude(self, outcomes: Sequence[tuple[Task, EncodedFrame, Pixels | BaseException]]) -> None:
+    def _conclude(self, outcomes: Sequence[Decoded]) -> None:
         """Resolve, fail or abandon keys of one errand by what decoding their frames has come to."""
         tiles = []
         for task, frame, outcome in outcomes:
