@@ -110,6 +110,9 @@ TAGS = {
 """Every attribute that the library reads, by keyword."""
 
 _BINARY_FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+_PADDING = " \0\t\r\n"
+_EXACT = 2**53
+"""Integers up to here are the same as floating point numbers."""
 _UNSPLIT_VRS = frozenset({"LT", "ST", "UT", "UR", "PN"})  # a backslash is no separator there (PS3.5 6.2)
 
 
@@ -136,13 +139,20 @@ class Attributes:
         element = self._elements.get(tag) or self._elements.get(tag.lower())
         return element if isinstance(element, dict) else {}
 
+    def _plain(self, keyword: str) -> Any:
+        """Return the value of an element that has one value and no other form, as most have; None of all others."""
+        element = self._elements.get(TAGS[keyword])
+        if type(element) is dict and "InlineBinary" not in element:
+            value = element.get("Value")
+            if type(value) is list and len(value) == 1:
+                return value[0]
+        return None
+
     def _values(self, keyword: str) -> list[Any]:
         element = self._element(keyword)
+        if not element:
+            return []
         value = element.get("Value")
-        if type(value) is list and len(value) == 1 and "InlineBinary" not in element:  # as most are
-            item = value[0]
-            if item is not None and not (isinstance(item, str) and "\\" in item):
-                return value
         vr, inline = element.get("vr"), element.get("InlineBinary")
         if not isinstance(vr, str):
             vr = "UN"
@@ -164,6 +174,9 @@ class Attributes:
 
     def string(self, keyword: str) -> str | None:
         """Return the first value as text without padding, or None."""
+        plain = self._plain(keyword)
+        if type(plain) is str and "\\" not in plain:
+            return plain.strip(_PADDING) or None
         values = self.strings(keyword)
         return values[0] if values else None
 
@@ -190,11 +203,17 @@ class Attributes:
 
     def number(self, keyword: str) -> float | None:
         """Return the first value as a number, or None."""
+        plain = self._plain(keyword)
+        if type(plain) in (int, float) and -_EXACT <= plain <= _EXACT:
+            return float(plain)
         numbers = self.numbers(keyword)
         return numbers[0] if numbers else None
 
     def integer(self, keyword: str) -> int | None:
         """Return the first value as an integer, or None."""
+        plain = self._plain(keyword)
+        if type(plain) is int and -_EXACT <= plain <= _EXACT:
+            return plain
         number = self.number(keyword)
         if number is not None and number != int(number):
             raise MetadataError(f"{keyword} is {number}, which is no integer.")
@@ -255,7 +274,7 @@ def _shown(value: Any) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, dict):  # PN (PS3.18 F.2.2)
         value = value.get("Alphabetic") or value.get("Ideographic") or value.get("Phonetic") or ""
-    return str(value).strip(" \0\t\r\n")
+    return str(value).strip(_PADDING)
 
 
 def _decode_base64(text: Any, keyword: str) -> bytes:

@@ -111,10 +111,10 @@ class Instance:
     """Distance of its focal planes."""
     positions: FramePositions | None
     """Where the metadata give one to each frame."""
-    pixel_spacing_mm: tuple[float, float] | None
-    """(row, column), as in DICOM: y first."""
-    imaged_volume_mm: tuple[float, float] | None
-    """(width, height)."""
+    mpp: tuple[float, float] | None
+    """(x, y) in µm: from PixelSpacing, else from the imaged volume, else None."""
+    mpp_source: str | None
+    """Which of both."""
     concatenation_uid: str | None
     concatenation_offset: int
     """Frames of the concatenation that come before this instance."""
@@ -151,17 +151,6 @@ class Instance:
         """Whether frames are known to be stored, and to have always been, without loss."""
         uid = self.transfer_syntax_uid
         return uid is not None and not self.pixels.lossy and transfer_syntaxes.lossless(uid)
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """(x, y) in µm: from PixelSpacing, else from the imaged volume, else None."""
-        if self.pixel_spacing_mm is not None:
-            row_mm, column_mm = self.pixel_spacing_mm
-            return _micrometres(column_mm, row_mm)
-        if self.imaged_volume_mm is not None:
-            width_mm, height_mm = self.imaged_volume_mm
-            return _micrometres(width_mm / self.matrix_width, height_mm / self.matrix_height)
-        return None
 
     @classmethod
     def from_json(cls, dataset: JsonDataset) -> Instance | None:
@@ -226,6 +215,7 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         shared_plane.number("ZOffsetInSlideCoordinateSystem"), origin.number("ZOffsetInSlideCoordinateSystem")
     )
     measures = _pixel_measures(shared, attributes, per_frame)
+    mpp, mpp_source = _resolution(measures, attributes, width, height)
     uid = attributes.string("SOPInstanceUID")
     if uid is None:
         raise MetadataError("SOPInstanceUID is missing.")
@@ -246,8 +236,8 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         first_plane_um=first_plane_um,
         plane_spacing_um=_plane_spacing_um(shared, measures),
         positions=_positions(per_frame, shared, number_of_frames),
-        pixel_spacing_mm=_pair(measures, "PixelSpacing"),
-        imaged_volume_mm=_volume(attributes),
+        mpp=mpp,
+        mpp_source=mpp_source,
         concatenation_uid=attributes.string("ConcatenationUID"),
         concatenation_offset=max(attributes.integer("ConcatenationFrameOffsetNumber") or 0, 0),
         pyramid_uid=attributes.string("PyramidUID"),
@@ -326,6 +316,18 @@ def _pixel_measures(shared: Attributes, attributes: Attributes, per_frame: list[
     if not per_frame:
         per_frame = attributes.raw_items("PerFrameFunctionalGroupsSequence")[:1]
     return Attributes(per_frame[0] if per_frame else {}).first_item("PixelMeasuresSequence")
+
+
+def _resolution(
+    measures: Attributes, attributes: Attributes, width: int, height: int
+) -> tuple[tuple[float, float] | None, str | None]:
+    """Return (x, y) in µm a pixel, and which attributes tell."""
+    if (spacing_mm := _pair(measures, "PixelSpacing")) is not None:
+        row_mm, column_mm = spacing_mm  # y first
+        return _micrometres(column_mm, row_mm), "PixelSpacing"
+    if (volume_mm := _volume(attributes)) is not None:
+        return _micrometres(volume_mm[0] / width, volume_mm[1] / height), "ImagedVolumeWidth and -Height"
+    return None, None
 
 
 def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:

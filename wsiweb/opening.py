@@ -273,23 +273,23 @@ def _service_source(
     series_uids: tuple[str, ...],
     options: ReadOptions,
 ) -> FrameSource:
-
     cache = _disk_cache(service.wado_url, options) if options.disk_cache is not None else None
     lookup = cache.lookup if cache is not None else _looked_up
-    source = WebSource(service, study_uid or "", series_uids, options)
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(
             f"{service.base_url} is the root of a service. Name the slide: Slide.open(url, study_uid=..., "
             f"series_uid=...), or a URL that ends in /studies/.../series/..."
         )
     if study_uid is None:
-        studies = lookup("studies of", series_uids[0], lambda: source.studies_of(series_uids[0]))
+        searched = WebSource(service, "", series_uids, options)
+        studies = lookup("studies of", series_uids[0], lambda: searched.studies_of(series_uids[0]))
         if len(studies) != 1:
             found = "it is in no study" if not studies else f"it is in {len(studies)} studies; pass study_uid="
             raise SlideNotFoundError(f"The series {series_uids[0]} was searched for at {service.base_url}: {found}.")
         study_uid = studies[0]
     elif not series_uids:
-        found_series = lookup("slides of", study_uid, source.slide_series)
+        searched = WebSource(service, study_uid, (), options)
+        found_series = lookup("slides of", study_uid, searched.slide_series)
         if len(found_series) != 1:
             listed = ", ".join(found_series) or "none"
             raise SlideNotFoundError(

@@ -331,7 +331,7 @@ def _level_mpp(
     """Return the resolution of a level, and what it was taken from."""
     own = next((lead for lead in leads if lead.mpp is not None), None)
     if own is not None and own.mpp is not None and not stated:
-        return own.mpp, "PixelSpacing" if own.pixel_spacing_mm is not None else "ImagedVolumeWidth and -Height"
+        return own.mpp, own.mpp_source
     if base_mpp is None:
         return None, None
     if own is not None and own.mpp is not None and base.mpp is not None:  # keep the ratio, correct the scale

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import http.client
+import os
 import threading
+import urllib.request
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_INTERIM_ANSWERS = 16
+_MERGE = requests.Session.merge_environment_settings
+_CERTIFICATES = frozenset({"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 
 
 class TokenAuth(AuthBase):
@@ -88,10 +92,12 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
         own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
     if session.trust_env:
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        own.proxies = found["proxies"]
-        if session.verify is True:  # requests itself lets the environment overrule what the user says
-            own.verify = found["verify"]
+        own.proxies = dict(session.proxies)
+        if _environment_says() or type(session).merge_environment_settings is not _MERGE:
+            found = session.merge_environment_settings(url, {}, None, None, None)
+            own.proxies = found["proxies"]
+            if session.verify is True:  # requests itself lets the environment overrule what the user says
+                own.verify = found["verify"]
         own.auth = own.auth or requests.utils.get_netrc_auth(url)
         own.trust_env = False
     own.adapters = OrderedDict(
@@ -102,6 +108,13 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
 
         own.headers["User-Agent"] = f"wsiweb/{__version__}"
     return own
+
+
+def _environment_says() -> bool:
+    """Whether there may be proxies or certificates to find: to ask requests takes longer than to parse the metadata."""
+    if urllib.request.getproxies is not urllib.request.getproxies_environment:
+        return True  # the system has settings of its own (macOS, Windows)
+    return any(name in _CERTIFICATES or name.lower().endswith("_proxy") for name in os.environ)
 
 
 def _own_adapter(adapter: Any, connections: int) -> Any:

@@ -105,8 +105,7 @@ class WebSource:
 
     def _whole(self, dataset: JsonDataset, series_url: str) -> JsonDataset:
         """Ask for an instance by itself where the series' metadata are an extract (Orthanc's MainDicomTags)."""
-        uid = Attributes(dataset).string("SOPInstanceUID")
-        if "00280010" in dataset or uid is None:
+        if "00280010" in dataset or (uid := Attributes(dataset).string("SOPInstanceUID")) is None:
             return dataset
         whole = self._json(f"{series_url}/instances/{uid}/metadata", what=f"The metadata of instance {uid}")
         return whole[0] if whole else dataset
