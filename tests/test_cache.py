@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache, TrialCache
@@ -75,6 +75,7 @@ def trial_of(budget_bytes: int) -> TrialCache[int, bytes]:
     return TrialCache(budget_bytes, len)
 
 
+@example([(Keep.ON_TRIAL, 0, 1), ("lend", 0, 1)], 1)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["get", "lend", "give back", *Keep]), st.integers(0, 12), st.integers(1, 9)),

@@ -101,13 +101,24 @@ class TrialCache(Generic[Key, Value]):
         """Keep a value, at the cost of the least recently used ones; not if it is larger than the whole budget."""
         size = self._size_of(value)
         budget_bytes = self._budget_bytes - self._lent_bytes
-        if keep is Keep.NOT or size > budget_bytes:
+        if keep is Keep.NOT:
             return
-        if key in self._dropped:
-            del self._dropped[key]
-            self._trial_bytes = min(self._trial_bytes + _GROWTH * size, budget_bytes)
-            keep = Keep.YES
-        if self.get(key) is not None:  # which has taken it out of its trial
+        if size <= budget_bytes:
+            if key in self._dropped:
+                del self._dropped[key]
+                self._trial_bytes = min(self._trial_bytes + _GROWTH * size, budget_bytes)
+                keep = Keep.YES
+            self._admit(key, value, size, keep)
+        while self._kept_bytes + self._on_trial_bytes > budget_bytes:
+            if self._on_trial and (keep is Keep.YES or not self._kept):
+                self._drop()
+            else:
+                _, least = self._kept.popitem(last=False)
+                self._kept_bytes -= self._size_of(least)
+
+    def _admit(self, key: Key, value: Value, size: int, keep: Keep) -> None:
+        if key in self._kept or key in self._on_trial:
+            self.get(key)  # which takes it out of its trial
             self._kept_bytes += size - self._size_of(self._kept[key])
             self._kept[key] = value
         elif keep is Keep.YES:
@@ -118,12 +129,6 @@ class TrialCache(Generic[Key, Value]):
             self._on_trial_bytes += size
             while self._on_trial_bytes > self._trial_bytes and len(self._on_trial) > 1:
                 self._drop()
-        while self._kept_bytes + self._on_trial_bytes > budget_bytes:
-            if self._on_trial and (keep is Keep.YES or not self._kept):
-                self._drop()
-            else:
-                _, least = self._kept.popitem(last=False)
-                self._kept_bytes -= self._size_of(least)
 
     def lend(self, n_bytes: int) -> bool:
         """Do without a part of the budget, from the next value on; False where too little is left.
