@@ -13,12 +13,16 @@ from faults import Fault, every, fail_first
 
 from wsiweb import ReadOptions, Slide, WsiWebError, codecs, stitch
 from wsiweb.guesses import Allowance, Guesses
+from wsiweb.sources.answers import frames_in
 from wsiweb.sources.base import EncodedFrame
+from wsiweb.sources.http import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import SlideMaker
+
+    from wsiweb.sources.base import Frames
 
 FRAME_BYTES = 64 * 48 * 3
 SLOWLY = FRAME_BYTES, 0.02
@@ -165,6 +169,29 @@ def test_a_result_that_comes_after_it_is_certain_is_passed_on() -> None:
     seen = frame(1, b"a")
     guesses.preview([seen])
     assert (confirmed, taken) == ([([], [])], [("a", seen, 5)])
+
+
+def test_the_clock_runs_from_the_head_of_an_answer() -> None:
+    jobs: list[Callable[[], None]] = []
+    seen: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        seen.append(len(previews))
+        yield b"--b\r\n\r\nxx\r\n--b"
+        yield b"\r\n\r\nyy\r\n--b--"
+
+    guesses: Guesses[int] = Guesses(lambda _: 0, jobs.append, Allowance(100), 10, patience_seconds=1e-9)
+    previews: list[int] = []
+
+    def preview(frames: Frames) -> None:
+        previews.append(len(frames))
+        guesses.preview(frames)
+
+    answer = Answer(200, "multipart/related; boundary=b", {}, "", chunks())
+    assert sum(map(len, frames_in(answer, [1, 2], preview=preview))) == 2
+    assert seen == [1]  # the head's, before anything of the body
+    assert previews == [0, 1, 1]
+    assert len(jobs) == 2  # the first, too
 
 
 def test_a_quick_answer_is_awaited() -> None:

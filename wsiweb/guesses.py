@@ -102,8 +102,8 @@ class Guesses(Generic[Result]):
     allowance, result_bytes
         Where room for results comes from, and what each takes up until ``close``.
     patience_seconds
-        From some frames to the next, before which nothing is begun: an answer that comes quickly is certain soon, and
-        threads that compete with those that receive it would only delay that.
+        From the head of the answer, or from some frames, to the next, before which nothing is begun: an answer that
+        comes quickly is certain soon, and threads that compete with those that receive it would only delay that.
     """
 
     def __init__(
@@ -127,7 +127,10 @@ class Guesses(Generic[Result]):
         self._taken_bytes = 0
 
     def preview(self, frames: Frames) -> None:
-        """Have the work on what seem to be frames begun, where the answer takes its time and there is room."""
+        """Have the work on what seem to be frames begun, where the answer takes its time and there is room.
+
+        Without frames it says that an answer begins.
+        """
         now = time.monotonic()
         self._slow = self._slow or now - self._came_seconds >= self._patience_seconds
         self._came_seconds = now

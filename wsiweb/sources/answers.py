@@ -57,6 +57,8 @@ def frames_in(
         yield [_single(answer, media_type, parameters, numbers, max_bytes)]
     else:
         parser = MultipartParser(parameters.get("boundary"), max_part_bytes=max_bytes)
+        if preview is not None:
+            preview([])
         yield from _frames_of(parser, answer, numbers, preview)
 
 

@@ -146,8 +146,8 @@ class FrameSource(Protocol):
     def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
         """Yield each frame of the batch once, in any order, as they arrive; all of them, or raise.
 
-        Where it is certain only in the end which frame is which, ``preview`` is told what they seem to be. Only what
-        is yielded counts; it is then the same object.
+        Where it is certain only in the end which frame is which, ``preview`` is told what they seem to be, and,
+        with none, when their answer begins. Only what is yielded counts; it is then the same object.
         """
         ...
 
