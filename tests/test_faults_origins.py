@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -404,4 +406,61 @@ def test_what_the_user_says_goes_before_the_environment(
         "session": {"session": session},
     }
     with DICOMwebServer(truth.folder, tls=secure) as server, open_slide(server, truth, **given[how]) as slide:
+        read(slide, truth)
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "All_Proxy"])
+def test_a_proxy_of_the_environment_is_asked(
+    server: DICOMwebServer, truth: SyntheticSlide, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    address = urlsplit(url).netloc
+    monkeypatch.setenv(name, f"http://{address}")
+    with Slide.open(url.replace(address, "slides.invalid"), options=OPTIONS) as slide:
+        read(slide, truth)
+    assert all(request.path.startswith("http://slides.invalid/") for request in server.requests)
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_hosts_that_the_environment_exempts_are_asked_directly(
+    server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{urlsplit(other.series_url('1', '2')).netloc}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    with opened(server, truth) as slide:
+        read(slide, truth)
+    assert other.count() == 0
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_proxies_of_the_session_are_asked(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    address = urlsplit(url).netloc
+    session = requests.Session()
+    session.proxies["http"] = f"http://{address}"
+    with Slide.open(url.replace(address, "slides.invalid"), session=session, options=OPTIONS) as slide:
+        session.proxies.clear()  # is the owner's business
+        read(slide, truth)
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_a_session_with_an_environment_of_its_own_is_asked_for_it(
+    server: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    address = urlsplit(url).netloc
+
+    class Company(requests.Session):
+        def merge_environment_settings(self, *_: Any) -> Any:
+            return {"proxies": {"http": f"http://{address}"}, "stream": True, "verify": True, "cert": None}
+
+    with Slide.open(url.replace(address, "slides.invalid"), session=Company(), options=OPTIONS) as slide:
         read(slide, truth)
