@@ -441,10 +441,12 @@ def test_hosts_that_the_environment_exempts_are_asked_directly(
 
 
 @pytest.mark.usefixtures("no_proxies")
-def test_proxies_of_the_session_are_asked(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+@pytest.mark.parametrize("trust_env", [True, False])
+def test_proxies_of_the_session_are_asked(server: DICOMwebServer, truth: SyntheticSlide, trust_env: bool) -> None:
     url = server.series_url(truth.study_uid, truth.series_uid)
     address = urlsplit(url).netloc
     session = requests.Session()
+    session.trust_env = trust_env
     session.proxies["http"] = f"http://{address}"
     with Slide.open(url.replace(address, "slides.invalid"), session=session, options=OPTIONS) as slide:
         session.proxies.clear()  # is the owner's business
@@ -452,15 +454,20 @@ def test_proxies_of_the_session_are_asked(server: DICOMwebServer, truth: Synthet
 
 
 @pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("whose", ["class", "object"])
 def test_a_session_with_an_environment_of_its_own_is_asked_for_it(
-    server: DICOMwebServer, truth: SyntheticSlide
+    server: DICOMwebServer, truth: SyntheticSlide, whose: str
 ) -> None:
     url = server.series_url(truth.study_uid, truth.series_uid)
     address = urlsplit(url).netloc
 
-    class Company(requests.Session):
-        def merge_environment_settings(self, *_: Any) -> Any:
-            return {"proxies": {"http": f"http://{address}"}, "stream": True, "verify": True, "cert": None}
+    def settings(*_: Any) -> Any:
+        return {"proxies": {"http": f"http://{address}"}, "stream": True, "verify": True, "cert": None}
 
-    with Slide.open(url.replace(address, "slides.invalid"), session=Company(), options=OPTIONS) as slide:
+    if whose == "class":
+        session: requests.Session = type("Company", (requests.Session,), {"merge_environment_settings": settings})()
+    else:
+        session = requests.Session()
+        session.merge_environment_settings = settings  # type: ignore[assignment,method-assign]
+    with Slide.open(url.replace(address, "slides.invalid"), session=session, options=OPTIONS) as slide:
         read(slide, truth)

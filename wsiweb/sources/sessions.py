@@ -91,9 +91,9 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
     if isinstance(own.auth, TokenAuth):
         own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
+    own.proxies = dict(session.proxies)
     if session.trust_env:
-        own.proxies = dict(session.proxies)
-        if _environment_says() or type(session).merge_environment_settings is not _MERGE:
+        if _environment_says() or getattr(session.merge_environment_settings, "__func__", None) is not _MERGE:
             found = session.merge_environment_settings(url, {}, None, None, None)
             own.proxies = found["proxies"]
             if session.verify is True:  # requests itself lets the environment overrule what the user says
