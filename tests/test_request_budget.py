@@ -84,6 +84,21 @@ def test_a_repeat_costs_nothing(server: DICOMwebServer, slide: Slide) -> None:
     assert slide.stats.tile_hits > 0
 
 
+@pytest.mark.parametrize("scale", [1, 2.1])
+def test_a_region_that_the_cache_cannot_hold_drives_nothing_out(
+    server: DICOMwebServer, big: SyntheticSlide, scale: float
+) -> None:
+    options = ReadOptions(tile_cache_bytes=100 * 256 * 256)
+    with Slide.open(server.series_url(big.study_uid, big.series_uid), options=options) as slide:
+        slide.read_region(0, 0, 0, 500, 500)
+        assert slide.mpp is not None
+        side = int(2800 / scale)  # 121 tiles and more of level 0, which is monochrome
+        slide.read_region_mpp(slide.mpp[0] * scale, int(1000 / scale), int(1000 / scale), side, side)
+        decoded = slide.stats.decoded
+        slide.read_region(0, 0, 0, 500, 500)
+        assert slide.stats.decoded == decoded
+
+
 def test_encoded_frames_are_kept_behind_the_tiles(server: DICOMwebServer, big: SyntheticSlide) -> None:
     url = server.series_url(big.study_uid, big.series_uid)
     with Slide.open(url, options=ReadOptions(tile_cache_bytes=0)) as slide:

@@ -27,7 +27,7 @@ class ReadOptions:
     """Threads that decode (1 to 256); None takes one for each core."""
     tile_cache_bytes: int = 512 * MEBIBYTE
     """Budget for decoded tiles, 0 keeps none; and for regions that are begun long before their turn, as they show the
-    same tiles: at least half is left to tiles that are used again."""
+    same tiles: at least half is left to tiles that are used again. Of a region that does not fit, little is kept."""
     frame_cache_bytes: int = 128 * MEBIBYTE
     """Budget for encoded frames of a DICOMweb service; 0 keeps none. Local files need none."""
     readahead_bytes: int = 256 * MEBIBYTE

@@ -549,7 +549,11 @@ class Slide:
             for wish in wishes:
                 check_region(wish, bounds, where=name, itemsize=itemsize, max_region_bytes=limit)
             rectangles = iter(wishes)  # type: ignore[assignment]
-            keep = Keep.YES if len(wishes) == 1 else keep
+            if len(wishes) == 1:
+                shown = view.source_of(wishes[0]).intersection(view.level.bounds)
+                # What is larger would drive out all the rest, and its own beginning.
+                fits = shown.w * shown.h * itemsize <= self._options.tile_cache_bytes
+                keep = Keep.YES if fits else keep
         reader = self._running()
         reader.check_open()
         profile = None
