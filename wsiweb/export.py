@@ -70,6 +70,7 @@ def export_png(
         profile=profile if to_srgb else None,
         ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
         keep=Keep.NOT,
+        single=False,
     )
     with progress_of(progress, region.h, "PNG") as report, _atomic(Path(path)) as stream:
         writer = PngWriter(

@@ -70,6 +70,8 @@ class Errand:
     cancellation: Cancellation
     keep: Keep
     """What becomes of the tiles that it decodes; the encoded frames of those that are not kept are not either."""
+    single: bool
+    """Whether it is of one region."""
 
 
 @dataclass(slots=True, eq=False)
@@ -123,15 +125,17 @@ class Reader:
         outs: Iterable[Pixels] | None = None,
         ahead_bytes: int | None = None,
         keep: Keep = Keep.YES,
+        single: bool = True,
     ) -> Stream:
         """Return an iterator over the arrays of many plans, in order.
 
         Plans are drawn, and frames fetched and decoded, ahead of the consumer within ``ahead_bytes``
         (``ReadOptions.readahead_bytes`` by default). ``outs`` are arrays to paint and hand out, one a plan, each
         drawn in its turn; None makes new ones. The caches are read in any case, and filled as ``keep`` says.
+        ``single`` says that all is of one region.
         """
         budget_bytes = self.options.readahead_bytes if ahead_bytes is None else ahead_bytes
-        return Stream(self, jobs, outs, budget_bytes, keep=keep)
+        return Stream(self, jobs, outs, budget_bytes, keep=keep, single=single)
 
     def close(self) -> None:
         """Stop all reads, in whatever thread, and release threads, sockets and files."""
@@ -179,9 +183,9 @@ class Reader:
 
     # The parts that a stream uses -----------------------------------------------------------------
 
-    def begin(self, keep: Keep) -> Errand:
+    def begin(self, keep: Keep, *, single: bool) -> Errand:
         """Register a read, so that ``close`` can stop it."""
-        errand = Errand(Cancellation(), keep)
+        errand = Errand(Cancellation(), keep, single)
         with self._lock:
             self.check_open()
             self._active.add(errand)
@@ -303,7 +307,7 @@ class Reader:
         for number in blamed:
             self.tiles.fail(left[number].key, error)
         others = [task for number, task in left.items() if number not in blamed]
-        if others and others[0].errand.keep is Keep.YES:  # one region, which has failed; somebody else may want them
+        if others and others[0].errand.single:  # the region has failed; somebody else may want them
             self.abandon(task.key for task in others)
         elif others:
             self._submit_fetch(Batch(batch.instance_index, tuple(task.key[1] for task in others)), others)

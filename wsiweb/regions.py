@@ -49,7 +49,7 @@ class RegionArrays:
         Arrays to fill and yield, one a region; None makes new ones.
     profile
         ICC profile to convert from to sRGB, or None.
-    ahead_bytes, keep
+    ahead_bytes, keep, single
         As for ``Reader.stream``.
     """
 
@@ -65,6 +65,7 @@ class RegionArrays:
         profile: bytes | None = None,
         ahead_bytes: int | None = None,
         keep: Keep = Keep.YES,
+        single: bool = True,
     ) -> None:
         self._reader = reader
         background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
@@ -96,7 +97,9 @@ class RegionArrays:
                     yield planned(view.source_of(part), part, finish)
 
         self._drawn = drawn
-        self._stream = reader.stream(jobs(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep)
+        self._stream = reader.stream(
+            jobs(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep, single=single
+        )
 
     def __iter__(self) -> Self:
         return self

@@ -543,13 +543,14 @@ class Slide:
         rectangles = (region if isinstance(region, Rectangle) else rectangle(region) for region in regions)
         itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
         limit = self._options.max_region_bytes
-        keep = Keep.ON_TRIAL  # what a pass over much leaves behind is seldom needed again
+        keep, single = Keep.ON_TRIAL, False  # what a pass over much leaves behind is seldom needed again
         if check:
             wishes, bounds, name = list(rectangles), view.bounds, view.name
             for wish in wishes:
                 check_region(wish, bounds, where=name, itemsize=itemsize, max_region_bytes=limit)
             rectangles = iter(wishes)  # type: ignore[assignment]
-            if len(wishes) == 1:
+            single = len(wishes) == 1
+            if single:
                 shown = view.source_of(wishes[0]).intersection(view.level.bounds)
                 # What is larger would drive out all the rest, and its own beginning.
                 fits = shown.w * shown.h * itemsize <= self._options.tile_cache_bytes
@@ -559,7 +560,9 @@ class Slide:
         profile = None
         if icc == "srgb" and channels[0].colour:
             profile = self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
-        return RegionArrays(reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile, keep=keep)
+        return RegionArrays(
+            reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile, keep=keep, single=single
+        )
 
     def _running(self) -> Reader:
         """Return the reader of this process: no lock, pool or socket crosses a fork."""

@@ -51,15 +51,16 @@ class Stream:
     """The arrays of many plans, in order; see ``Reader.stream``."""
 
     def __init__(
-        self, reader: Reader, jobs: Iterable[Job], outs: Iterable[Pixels] | None, budget_bytes: int, *, keep: Keep
-    ) -> None:
+        self, reader: Reader, jobs: Iterable[Job], outs: Iterable[Pixels] | None, budget_bytes: int, *, keep: Keep,
+        single: bool,
+    ) -> None:  # fmt: skip
         self._reader = reader
         self._drawn: Iterator[Job] = iter(jobs)
         self._outs = None if outs is None else iter(outs)
         self._budget_bytes = budget_bytes
         self._exhausted = False
-        self._errand = reader.begin(keep)
-        self._board = Board(reader.memory, reader.tiles, alone=keep is Keep.YES)
+        self._errand = reader.begin(keep, single=single)
+        self._board = Board(reader.memory, reader.tiles, alone=single)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
         self._errand.cancellation.on_cancel(lambda: events.put(Event()))
         self._jobs: deque[Job] = deque()
