@@ -51,4 +51,4 @@ def test_frames_a_patch_at_the_server(open_web: Opener, synthetic: SlideMaker, t
         rows = rows or each
         assert each <= figure * 1.1
         if order == "shuffled":
-            assert each <= 1.5 * rows
+            assert each <= 1.6 * rows  # 1.35 to 1.41 on an idle machine, up to 1.51 seen on a slow one
