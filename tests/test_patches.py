@@ -214,6 +214,18 @@ def test_shards_share_all_patches_out(slide: Slide, count: int) -> None:
     assert min(sizes) > 0
 
 
+@pytest.mark.parametrize(("tile", "patch", "stride"), [(30, 32, 32), (128, 28, 28), (64, 28, 28), (32, 32, 16)])
+def test_parts_share_no_tile_where_patches_fill_whole_ones(
+    open_slide: Opener, synthetic: SlideMaker, tile: int, patch: int, stride: int
+) -> None:
+    """As 15 patches of 256 pixels do, which are 16 tiles of 240; none of overlapping ones."""
+    slide = open_slide(synthetic("mono8", sizes=((3584, 3584),), tile_size=(tile, tile)))
+    plan = slide.patches(patch, stride=stride)
+    shards = [plan.shard(number, 4) for number in range(4)]
+    shared = sum(shard.cost().frames for shard in shards) - plan.cost().frames
+    assert shared == 0 if patch == stride else 0 < shared < 0.05 * plan.cost().frames
+
+
 def test_shards_keep_the_order_and_hardly_share_frames(slide: Slide) -> None:
     patches = slide.patches(8)
     frames = [patches.shard(number, 2).cost().frames for number in range(2)]
@@ -295,10 +307,10 @@ def test_wrong_arguments_are_region_errors(slide: Slide, wrong: Any) -> None:
 
 
 def test_sides_beyond_every_slide_are_no_overflow(slide: Slide) -> None:
-    plan = slide.patches(32, stride=1 << 31)
-    assert [len(part) for part in (plan, plan.shuffle(1), plan.shard(0, 1), plan.shuffle(1, locality=10**40))] == [
-        1
-    ] * 4
+    for stride in (1 << 31, (16, (1 << 32) - 1)):
+        plan = slide.patches(32, stride=stride)
+        others = plan.shuffle(1), plan.shard(0, 1), plan.shuffle(1, locality=10**40)
+        assert {len(part) for part in others} == {len(plan)}
 
 
 def test_a_patch_that_is_too_large_is_refused_before_it_is_read(open_web: Opener, synthetic: SlideMaker) -> None:

@@ -6,6 +6,8 @@ long gone, and fetches many times as many; here patches are shuffled by blocks, 
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,17 +21,55 @@ if TYPE_CHECKING:
 BLOCK_PATCHES = 8
 """Side of a block, at least."""
 BLOCK_TILES = 6
-"""Side of a block in tiles, at least: few of them are then shared with neighbours."""
+"""Side of a block in tiles, at least, unless they are huge: few of them are then shared with neighbours."""
 BUFFER_BLOCKS = 4
 """Blocks that are shuffled into each other."""
-BUFFER_BLOCKS_OF_TILES = 2
-"""The same, where the side is by the tiles: four that touch 49 tiles of 1024 x 1024 each would be more than 400 MB."""
+FEW_BUFFER_BLOCKS = 2
+"""The same, where tiles or patches are large."""
+BUFFER_PIXELS = 1 << 27
+"""Of the tiles that are wanted at a time: 400 MB as colours, which leaves some of the default tile cache. More blocks
+than few take half of it, so that arrays that are begun early have their room there, too."""
 _BLOCKS_PER_SHARD = 4
+_BLOCKS_COMPARED = 16
+"""Which tiles blocks show differs from one to the next."""
 
 
-def block_side(stride: int, tile: float) -> int:
-    """Return the side of a block in patches, for tiles of so many pixels of the view."""
-    return max(BLOCK_PATCHES, -(-round(BLOCK_TILES * tile) // stride))
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Of blocks along one axis."""
+
+    pixels: int
+    """Of the view."""
+    read_pixels: float
+    """Of the level: of all the tiles that a block shows, on average."""
+
+
+def sides(patches: Integers, size: int, stride: int, tile: int, scale: float) -> list[Side]:
+    """Return the sides of blocks of so many patches, for tiles of ``tile`` pixels of the level."""
+    pixels = patches * stride
+    first = np.arange(_BLOCKS_COMPARED)[:, np.newaxis] * pixels
+    last = first + pixels - stride + size - 1
+    tiles = last * scale // tile - first * scale // tile + 1
+    return [Side(int(side), float(mean) * tile) for side, mean in zip(pixels, tiles.mean(axis=0), strict=True)]
+
+
+def best_side(size: int, stride: int, tile: int, scale: float) -> Side:
+    """Return the side of blocks that share the fewest tiles with their neighbours, of those from the least to twice it.
+
+    32 patches of 224 pixels are 7 tiles of 1024: no tile is shared. More than the least are taken only where few such
+    blocks are no more than ``BUFFER_PIXELS``.
+    """
+    most = math.sqrt(BUFFER_PIXELS / FEW_BUFFER_BLOCKS)
+    least = max(BLOCK_PATCHES, -(-round(min(BLOCK_TILES * tile, most) / scale) // stride))
+    candidates = sides(np.arange(least, 2 * least), size, stride, tile, scale)
+    within = [side for side in candidates if side.read_pixels <= most]
+    return min(within or candidates[:1], key=lambda side: side.read_pixels / side.pixels)
+
+
+def buffer_blocks(x: Side, y: Side) -> int:
+    """Return how many blocks of these sides are shuffled into each other."""
+    fits = BUFFER_BLOCKS * x.read_pixels * y.read_pixels <= BUFFER_PIXELS / 2
+    return BUFFER_BLOCKS if fits else FEW_BUFFER_BLOCKS
 
 
 def blocks(x: Integers, y: Integers, width: int, height: int) -> Integers:
@@ -54,8 +94,8 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def shuffled(block_of: Integers | None, count: int, seed: int, buffer_blocks: int = BUFFER_BLOCKS) -> Integers:
-    """Return a permutation: blocks in random order, patches in random order within ``buffer_blocks`` of them.
+def shuffled(block_of: Integers | None, count: int, seed: int, together: int) -> Integers:
+    """Return a permutation: blocks in random order, patches in random order within so many of them together.
 
     ``block_of`` is the block of each patch; None shuffles without regard to where patches lie.
     """
@@ -65,7 +105,7 @@ def shuffled(block_of: Integers | None, count: int, seed: int, buffer_blocks: in
         return anywhere
     number = int(block_of.max(initial=-1)) + 1
     place = np.empty(number, np.int64)
-    place[random.permutation(number)] = np.arange(number) // buffer_blocks
+    place[random.permutation(number)] = np.arange(number) // together
     shuffle: Integers = np.lexsort((random.random(count), place[block_of]))
     return shuffle
 

@@ -161,13 +161,19 @@ class PatchPlan:
             Equal seeds give equal orders.
         locality
             "auto" shuffles blocks of neighbours, and patches within a few blocks at a time: an epoch then fetches
-            at most half as much again as one that is read row by row. An integer is the side of a block in patches.
-            None is a true shuffle, which fetches a frame for nearly each patch that shows it, where not all fit into
-            the caches.
+            hardly more than one that is read row by row where a block can be made of whole tiles, and at most half as
+            much again where it cannot (but for tiles of more than 1024 pixels). An integer is the side of a block in
+            patches. None is a true shuffle, which fetches a frame for nearly each patch that shows it, where not all
+            fit into the caches.
         """
-        by_tiles = locality == "auto" and self._block_pixels(None)[0] > order.BLOCK_PATCHES * self.stride[0]
-        buffer_blocks = order.BUFFER_BLOCKS_OF_TILES if by_tiles else order.BUFFER_BLOCKS
-        return self._rows(order.shuffled(self._blocks(locality), len(self), seed, buffer_blocks))
+        if locality is None:
+            return self._rows(order.shuffled(None, len(self), seed, 1))
+        side = None if locality == "auto" else integer(locality, "locality")
+        if side is not None and side < 1:
+            raise RegionError(f'locality is "auto", None or a number of patches, not {locality!r}.')
+        sides = self._block_sides(side)
+        blocks = order.blocks(*self.layout.positions(self.index), sides[0].pixels, sides[1].pixels)
+        return self._rows(order.shuffled(blocks, len(self), seed, order.buffer_blocks(*sides)))
 
     def shard(self, number: int, count: int) -> PatchPlan:
         """Return part ``number`` (from 0) of ``count``: every patch is in one of them, neighbours in the same.
@@ -180,26 +186,20 @@ class PatchPlan:
             There is no such part.
         """
         x, y = self.layout.positions(self.index)
-        side = self._block_pixels(None)
-        return self._rows(order.shard(x, y, side, integer(number, "number"), integer(count, "count")))
+        sides = self._block_sides(None)
+        part, parts = integer(number, "number"), integer(count, "count")
+        return self._rows(order.shard(x, y, (sides[0].pixels, sides[1].pixels), part, parts))
 
-    def _blocks(self, locality: int | Literal["auto"] | None) -> Integers | None:
-        if locality is None:
-            return None
-        side = None if locality == "auto" else min(integer(locality, "locality"), MAX_SIDE)
-        if side is not None and side < 1:
-            raise RegionError(f'locality is "auto", None or a number of patches, not {locality!r}.')
-        x, y = self.layout.positions(self.index)
-        return order.blocks(x, y, *self._block_pixels(side))
-
-    def _block_pixels(self, side: int | None) -> tuple[int, int]:
-        """Return the (width, height) of a block in pixels of the view."""
-        sizes = []
-        for axis in (0, 1):
-            tile = self.view.level.tile_size[axis] / self.view.scale[axis]
-            stride = self.stride[axis]
-            sizes.append((order.block_side(stride, tile) if side is None else side) * stride)
-        return sizes[0], sizes[1]
+    def _block_sides(self, patches: int | None) -> tuple[order.Side, order.Side]:
+        """Return the sides of a block of so many patches, or of the best for the tiles, along x and y."""
+        level, found = self.view.level, []
+        for size, stride, tile, scale in zip(self.size, self.stride, level.tile_size, self.view.scale, strict=True):
+            if patches is None:
+                found.append(order.best_side(size, stride, tile, scale))
+            else:
+                all_there_are = MAX_SIDE // stride + 1
+                found += order.sides(np.array([min(patches, all_there_are)]), size, stride, tile, scale)
+        return found[0], found[1]
 
     def at(self, xy: Any, size: int | tuple[int, int] | None = None, *, centre: bool = False) -> PatchPlan:
         """Return a plan of patches of this resolution at given points.
