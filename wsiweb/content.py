@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from wsiweb import opening
 from wsiweb.properties import properties_of
-from wsiweb.pyramid import build_pyramids
+from wsiweb.pyramid import build_pyramids, single_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wsiweb.dicomjson import BinaryValue
+    from wsiweb.images import Channel
     from wsiweb.metadata import Instance
-    from wsiweb.pyramid import Pyramid
+    from wsiweb.pyramid import Level, Pyramid
     from wsiweb.sources.base import FrameSource
 
 
@@ -30,6 +32,33 @@ class SlideContent:
     """The default one first."""
     properties: tuple[dict[str, str | float], ...]
     """One for each pyramid."""
+
+    def icc_profile(self, optical_path: str) -> BinaryValue | None:
+        """Return where the profile of an optical path is, of the finest instance that has one."""
+        volumes = [instance for instance in self.instances if instance.flavor == "VOLUME"]
+        volumes.sort(key=lambda instance: -instance.matrix_width * instance.matrix_height)
+        paths = (path for instance in volumes for path in instance.optical_paths)
+        return next((p.icc_profile for p in paths if p.identifier == optical_path and p.icc_profile), None)
+
+    def thumbnail(self, pyramid: Pyramid, width: int, height: int) -> tuple[Level, Channel]:
+        """Return the smallest image of a whole pyramid that has at least so many pixels; a THUMBNAIL before a level."""
+        base = pyramid.levels[0]
+        for position, instance in enumerate(self.instances):
+            if instance.flavor == "THUMBNAIL" and instance.pixels.colour == (len(base.shape) == 3):
+                distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
+                large = instance.matrix_width >= width and instance.matrix_height >= height
+                if large and abs(distortion - 1) < 0.01:
+                    return single_image(instance, position)
+        sufficient = [level for level in pyramid.levels if level.width >= width and level.height >= height]
+        return sufficient[-1], pyramid.channel(sufficient[-1].index, None, None)
+
+    def associated(self) -> dict[str, int]:
+        """Return the positions of the instances that show label, overview and thumbnail, by their names."""
+        positions: dict[str, int] = {}
+        for position, instance in enumerate(self.instances):
+            if instance.flavor != "VOLUME":
+                positions.setdefault(instance.flavor.lower(), position)
+        return positions
 
 
 def load_content(

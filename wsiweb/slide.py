@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import requests
     from requests.auth import AuthBase
 
-    from wsiweb.dicomjson import BinaryValue
     from wsiweb.images import Channel
     from wsiweb.patches import PatchPlan
     from wsiweb.sources.base import FrameSource
@@ -209,20 +208,13 @@ class Slide:
 
     def _icc_profile(self, optical_path: str) -> bytes | None:
         if optical_path not in self._icc_profiles:
-            value = self._icc_value(optical_path)
+            value = self._content.icc_profile(optical_path)
             profile = None
             if value is not None:
                 inline = value.inline
                 profile = inline if inline is not None else self._running().source.fetch_bulk(value.uri or "")
             self._icc_profiles[optical_path] = icc_profiles.trimmed(profile) if profile else None
         return self._icc_profiles[optical_path]
-
-    def _icc_value(self, optical_path: str) -> BinaryValue | None:
-        """Find the profile in the finest instance that has one."""
-        volumes = [instance for instance in self._content.instances if instance.flavor == "VOLUME"]
-        volumes.sort(key=lambda instance: -instance.matrix_width * instance.matrix_height)
-        paths = (path for instance in volumes for path in instance.optical_paths)
-        return next((p.icc_profile for p in paths if p.identifier == optical_path and p.icc_profile), None)
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -337,23 +329,10 @@ class Slide:
         base = self._base
         factor = min(1.0, max_size / max(base.size))
         width, height = (max(round(side * factor), 1) for side in base.size)
-        level, channel = self._thumbnail_level(width, height)
+        level, channel = self._content.thumbnail(self._pyramid, width, height)
         scale = level.width / width, level.height / height
         view = View(level, width, height, scale, None)
         return next(RegionArrays(self._running(), view, [view.bounds], [channel], stacked=False))
-
-    def _thumbnail_level(self, width: int, height: int) -> tuple[Level, Channel]:
-        """Return the smallest image of the whole slide that has at least so many pixels."""
-        base = self._base
-        for position, instance in enumerate(self._content.instances):
-            if instance.flavor == "THUMBNAIL" and instance.pixels.colour == (len(base.shape) == 3):
-                distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
-                large = instance.matrix_width >= width and instance.matrix_height >= height
-                if large and abs(distortion - 1) < 0.01:
-                    return single_image(instance, position)
-        sufficient = [level for level in self._pyramid.levels if level.width >= width and level.height >= height]
-        level = sufficient[-1]
-        return level, self._pyramid.channel(level.index, None, None)
 
     def level_for_mpp(self, mpp: float) -> SlideLevel:
         """Return the coarsest level at least as fine as ``mpp`` µm a pixel in both axes, within 1 %.
@@ -622,10 +601,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
 
     def __init__(self, slide: Slide) -> None:
         self._slide = slide
-        self._positions: dict[str, int] = {}
-        for position, instance in enumerate(slide._content.instances):  # noqa: SLF001
-            if instance.flavor != "VOLUME":
-                self._positions.setdefault(instance.flavor.lower(), position)
+        self._positions = slide._content.associated()  # noqa: SLF001
 
     def __getitem__(self, name: str) -> Pixels:
         position = self._positions[name]
