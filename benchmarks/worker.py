@@ -138,7 +138,8 @@ def memory() -> tuple[int, int]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak, peak  # bytes on macOS
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    resident, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return resident, peak
 
 
 def forget_peak() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Kind = Literal["search", "metadata", "frames", "bulk", "other"]
+Framing = Literal["length", "chunked", "close"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Fault:
     """Close the connection in good order after this much of the body."""
     stall_after_bytes: int | None = None
     """Fall silent after this much of the body, until the server is closed."""
-    framing: Literal["length", "chunked", "close"] | None = None
+    framing: Framing | None = None
     """How the end of the body is told; None as the server does it."""
     extra_parts: int = 0
     """Send this many parts too many: of frames that nobody asked for."""

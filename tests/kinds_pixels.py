@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import imagecodecs
@@ -162,7 +163,7 @@ def _kinds() -> dict[str, PixelKind]:
         kinds[f"{bits} bits, JPEG 2000"] = PixelKind(
             syntaxes.JPEG2000Lossless,
             gray(bits),
-            lambda tile, bits=bits: jpeg_2000(tile, bitspersample=bits),  # type: ignore[misc]
+            partial(jpeg_2000, bitspersample=bits),
             attributes=stored,
         )
     ybr = {"PhotometricInterpretation": "YBR_FULL_422"}
@@ -170,7 +171,7 @@ def _kinds() -> dict[str, PixelKind]:
         kinds[f"JPEG {sampling}"] = PixelKind(
             syntaxes.JPEGBaseline8Bit,
             SMOOTH,
-            lambda tile, sampling=sampling: jpeg(tile, subsampling=sampling),  # type: ignore[misc]
+            partial(jpeg, subsampling=sampling),
             by_pillow,
             ybr,
             tolerance=2,
@@ -201,7 +202,7 @@ def _kinds() -> dict[str, PixelKind]:
         kinds[f"JPEG 2000 lossy, {photometric}"] = PixelKind(
             syntaxes.JPEG2000,
             SMOOTH,
-            lambda tile, mct=mct: jpeg_2000(tile, lossless=False, mct=mct),  # type: ignore[misc]
+            partial(jpeg_2000, lossless=False, mct=mct),
             by_pillow,
             {"PhotometricInterpretation": photometric},
             tolerance=1,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from dicomweb_client import DICOMwebClient
 from dicomweb_server import DICOMwebServer
-from faults import Fault, quota_page
+from faults import Fault, every, quota_page
 from synthetic import make_slide, srgb_profile
 
 from wsiweb import AuthenticationError, DecodeError, ReadOptions, Slide, SlideNotFoundError, SourceError
@@ -335,12 +335,12 @@ def test_old_metadata_are_asked_for_again(
     assert kinds(server) == ["metadata", "frames", "metadata"]
     assert caplog.messages == []
     for number, fault in enumerate((Fault(status=503), quota_page(), Fault(reset_after_bytes=0))):
-        server.fault = lambda _, fault=fault: fault  # type: ignore[misc]
+        server.fault = every(fault, "metadata")
         with Slide.open(url, options=impatient) as slide:
             assert_right(slide, truth, (0, 0, 10, 10))
         assert len(caplog.messages) == number + 1
     for status, error in ((401, AuthenticationError), (403, AuthenticationError), (404, SlideNotFoundError)):
-        server.fault = lambda _, status=status: Fault(status=status)  # type: ignore[misc]
+        server.fault = every(Fault(status=status), "metadata")
         with pytest.raises(error):
             Slide.open(url, options=impatient)
 

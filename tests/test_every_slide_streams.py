@@ -13,7 +13,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from conftest import Opener
-    from synthetic import Array
+    from synthetic import Array, Content
 
 wsidicom_data: Any = pytest.importorskip("wsidicom_data")
 FOLDER = Path(wsidicom_data.__file__).parent / "data"
@@ -51,8 +51,8 @@ def test_stream(tmp_path: Path, open_slide: Opener, file: Path) -> None:
     syntax = SYNTAXES[name]
     slide = new_slide(tmp_path)
     size = expected.shape[1], expected.shape[0]
-    content = "rgb" if expected.ndim == 3 else "mono8" if bits == 8 else "mono16"
-    ds = blank(slide, size, tile_size=size, content=content)  # type: ignore[arg-type]
+    content: Content = "rgb" if expected.ndim == 3 else "mono8" if bits == 8 else "mono16"
+    ds = blank(slide, size, tile_size=size, content=content)
     ds.BitsStored, ds.HighBit = bits, bits - 1
     if channels == "YBR":
         jpeg_2000 = {syntaxes.JPEG2000: "YBR_ICT", syntaxes.JPEG2000Lossless: "YBR_RCT"}

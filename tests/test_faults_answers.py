@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import SlideMaker
-    from faults import Request
+    from faults import Framing, Request
     from synthetic import SyntheticSlide
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -107,14 +107,18 @@ def test_healed(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> Non
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 @pytest.mark.parametrize("ending", ["reset", "hang up", "silence"])
-def test_cut_in_the_middle(server: DICOMwebServer, truth: SyntheticSlide, framing: str, ending: str) -> None:
+def test_cut_in_the_middle(server: DICOMwebServer, truth: SyntheticSlide, framing: Framing, ending: str) -> None:
     """Whole parts are kept; the one that was cut and those behind it are asked for again."""
     sizes = [len(frame) for frame in next(
         i.frames for i in server.instances if i.uid("SOPInstanceUID") == truth.levels[0].instance_uids[0]
     )]  # fmt: skip
     end = sum(sizes[number - 1] + 350 for number in NUMBERS[:6])  # the headers of a part take some 350 bytes
-    field = {"reset": "reset_after_bytes", "hang up": "hang_up_after_bytes", "silence": "stall_after_bytes"}[ending]
-    server.fault = fail_first(1, Fault(framing=framing, **{field: end}))  # type: ignore[arg-type]
+    faults = {
+        "reset": Fault(framing=framing, reset_after_bytes=end),
+        "hang up": Fault(framing=framing, hang_up_after_bytes=end),
+        "silence": Fault(framing=framing, stall_after_bytes=end),
+    }
+    server.fault = fail_first(1, faults[ending])
     options = ReadOptions(max_connections=1, frames_per_request=12, max_attempts=3, timeout_seconds=0.4)
     read(server, truth, options)
     first, second = asked(server)
@@ -126,9 +130,9 @@ def test_cut_in_the_middle(server: DICOMwebServer, truth: SyntheticSlide, framin
 
 @pytest.mark.parametrize("cut", [-1, -2, -3])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_broken_off_after_all_frames(server: DICOMwebServer, truth: SyntheticSlide, framing: str, cut: int) -> None:
+def test_broken_off_after_all_frames(server: DICOMwebServer, truth: SyntheticSlide, framing: Framing, cut: int) -> None:
     """Below the slide, which would have stopped the request by then."""
-    server.fault = fail_first(1, Fault(hang_up_after_bytes=cut, framing=framing))  # type: ignore[arg-type]
+    server.fault = fail_first(1, Fault(hang_up_after_bytes=cut, framing=framing))
     address = InstanceAddress(truth.study_uid, truth.series_uid, truth.levels[0].instance_uids[0])
     with open_slide(server, truth, options=ONE_AT_A_TIME) as slide:
         source = slide._reader.source

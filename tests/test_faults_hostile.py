@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from conftest import SlideMaker
+    from faults import Kind
     from synthetic import SyntheticSlide
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -109,8 +110,8 @@ def test_endless_answers(
         "frames",
     ],
 )
-def test_endless_continues(server: DICOMwebServer, truth: SyntheticSlide, kind: str) -> None:
-    server.fault = every(Fault(raw=Tap(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 100 << 30)), kind)  # type: ignore[arg-type]
+def test_endless_continues(server: DICOMwebServer, truth: SyntheticSlide, kind: Kind) -> None:
+    server.fault = every(Fault(raw=Tap(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 100 << 30)), kind)
 
     def read() -> None:
         options = ReadOptions(max_attempts=2, timeout_seconds=1, deadline_seconds=1)
@@ -163,7 +164,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 @pytest.mark.parametrize("kind", ["metadata", "frames"])
-def test_garbage(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: str) -> None:
+def test_garbage(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: Kind) -> None:
     """It is no slide, no frame and no foreign exception; asking again brings the truth."""
     fault = Fault(raw=lambda: [GARBAGE[name]])
 
@@ -171,11 +172,11 @@ def test_garbage(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind:
         with open_slide(server, truth, options=OPTIONS) as slide:
             slide.read_region(0, *TILE)
 
-    server.fault = every(fault, kind)  # type: ignore[arg-type]
+    server.fault = every(fault, kind)
     with pytest.raises(SourceError if kind == "frames" else WsiWebError) as caught:
         within(20, read)
     assert len(str(caught.value)) < 2000
-    assert server.count(kind) <= 4  # type: ignore[arg-type]
+    assert server.count(kind) <= 4
     server.fault = lambda request: None
     read()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import SlideMaker
-    from faults import Request
+    from faults import Kind, Request
     from synthetic import SyntheticSlide
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -175,8 +175,8 @@ NOWHERE = {
 
 @pytest.mark.parametrize("name", NOWHERE)
 @pytest.mark.parametrize("kind", ["metadata", "frames"])
-def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: str) -> None:
-    server.fault = every(Fault(status=302, headers={"Location": NOWHERE[name]}), kind)  # type: ignore[arg-type]
+def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: Kind) -> None:
+    server.fault = every(Fault(status=302, headers={"Location": NOWHERE[name]}), kind)
 
     def use() -> None:
         with opened(server, truth) as slide:
@@ -185,7 +185,7 @@ def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, ki
     with pytest.raises(WsiWebError) as caught:
         within(20, use)
     assert "s3cr3t" not in str(caught.value)
-    assert server.count(kind) <= 18  # type: ignore[arg-type]
+    assert server.count(kind) <= 18
 
 
 def test_a_redirect_that_says_not_where(server: DICOMwebServer, truth: SyntheticSlide) -> None:

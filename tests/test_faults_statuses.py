@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import SlideMaker
-    from faults import Request
+    from faults import Kind, Request
+    from personalities import Personality
     from synthetic import SyntheticSlide
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -80,8 +81,8 @@ TRY_AGAIN = (408, 424, 425, 429, 500, 502, 503, 504, 507)
 
 @pytest.mark.parametrize("status", TRY_AGAIN)
 @pytest.mark.parametrize("kind", ["frames", "metadata"])
-def test_passing(server: DICOMwebServer, truth: SyntheticSlide, status: int, kind: str) -> None:
-    server.fault = fail_first(2, Fault(status=status, body=b"busy"), kind=kind)  # type: ignore[arg-type]
+def test_passing(server: DICOMwebServer, truth: SyntheticSlide, status: int, kind: Kind) -> None:
+    server.fault = fail_first(2, Fault(status=status, body=b"busy"), kind=kind)
     with open_slide(server, truth, options=ONE_AT_A_TIME) as slide:
         read(slide, truth)
         assert slide.stats.requests == server.count() == 4
@@ -170,9 +171,9 @@ def test_a_limit_is_remembered(server: DICOMwebServer, truth: SyntheticSlide, st
 
 
 @pytest.mark.parametrize(("personality", "status"), [(GOOGLE, 414), (ORTHANC_17, 400)])
-def test_urls_too_long(truth: SyntheticSlide, personality: object, status: int) -> None:
+def test_urls_too_long(truth: SyntheticSlide, personality: Personality, status: int) -> None:
     """A proxy that takes 500 characters."""
-    with DICOMwebServer(truth.folder, personality=personality) as server:  # type: ignore[arg-type]
+    with DICOMwebServer(truth.folder, personality=personality) as server:
 
         def short_urls_only(request: Request) -> Fault | None:
             return Fault(status=status) if request.kind == "frames" and len(request.path) > 330 else None
@@ -268,9 +269,9 @@ def google_429() -> Fault:
 
 
 @pytest.mark.parametrize("kind", ["frames", "metadata"])
-def test_a_daily_quota_is_final(truth: SyntheticSlide, kind: str) -> None:
+def test_a_daily_quota_is_final(truth: SyntheticSlide, kind: Kind) -> None:
     with DICOMwebServer(truth.folder, personality=IDC) as server:
-        server.fault = every(quota_page(), kind)  # type: ignore[arg-type]
+        server.fault = every(quota_page(), kind)
         began = time.monotonic()
         with (
             pytest.raises(QuotaExceededError, match=r"40 GB.*midnight UTC") as caught,
@@ -279,7 +280,7 @@ def test_a_daily_quota_is_final(truth: SyntheticSlide, kind: str) -> None:
             slide.read_region(0, *BOX)
         assert time.monotonic() - began < 5
         assert caught.value.status == 429
-        assert server.count(kind) == (1 if kind == "metadata" else server.count() - 1)  # type: ignore[arg-type]
+        assert server.count(kind) == (1 if kind == "metadata" else server.count() - 1)
         assert server.count("frames") <= 8  # in flight at the same time
         assert "local files" in str(caught.value)
 
@@ -362,7 +363,7 @@ def test_a_storm_meets_one_gate(server: DICOMwebServer, truth: SyntheticSlide, m
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("kind", ["frames", "metadata"])
 @pytest.mark.parametrize("how", ["nothing", "token", "auth", "headers", "callable"])
-def test_refused_credentials(server: DICOMwebServer, truth: SyntheticSlide, status: int, kind: str, how: str) -> None:
+def test_refused_credentials(server: DICOMwebServer, truth: SyntheticSlide, status: int, kind: Kind, how: str) -> None:
     """One request, two where a new token can be had; and the credentials stay out of sight."""
     calls: list[int] = []
 
@@ -383,11 +384,11 @@ def test_refused_credentials(server: DICOMwebServer, truth: SyntheticSlide, stat
             assert SECRET not in repr(slide)
             slide.read_region(0, *BOX)
 
-    server.fault = every(Fault(status=status, body=b"No entry"), kind)  # type: ignore[arg-type]
+    server.fault = every(Fault(status=status, body=b"No entry"), kind)
     with pytest.raises(AuthenticationError, match=f"{status}.*No entry") as caught:
         use()
     assert caught.value.status == status
-    assert server.count(kind) == (2 if how == "callable" and status == 401 else 1)  # type: ignore[arg-type]
+    assert server.count(kind) == (2 if how == "callable" and status == 401 else 1)
     assert len(calls) == (0 if how != "callable" else 1 if status == 403 else 2)
     for error in chain(caught.value):
         assert SECRET not in f"{error!s} {error!r} {vars(error)}"
