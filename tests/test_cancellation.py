@@ -20,7 +20,7 @@ from faults import Fault, every
 from serving import open_slide, settled, within
 
 import wsiweb
-from wsiweb import ReadOptions, WsiWebError
+from wsiweb import ReadOptions, WsiWebError, regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +92,22 @@ def test_an_error_ends_the_rest(server: DICOMwebServer, truth: SyntheticSlide) -
         assert server.count("frames") <= 8
         server.fault = lambda request: None
         np.testing.assert_array_equal(slide.read_region(0, 0, 0, 700, 530), truth.truth(0, 0, 0, 700, 530))
+
+
+def test_a_band_that_fails_does_not_wait_for_the_others(
+    server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region that is resampled band by band; the frames of all but the first take for ever."""
+    monkeypatch.setattr(regions, "_BAND_BYTES", 100_000)
+    server.fault = lambda request: (
+        Fault(status=418) if 1 in request.frame_numbers else Fault(drip=(5, 0.05)) if request.kind == "frames" else None
+    )
+    options = ReadOptions(max_connections=4, frames_per_request=4, max_attempts=1)
+    with open_slide(server, truth, options=options) as slide:
+        mpp = slide.mpp
+        assert mpp is not None
+        with pytest.raises(WsiWebError, match="418"):
+            within(PROMPTLY_SECONDS, lambda: slide.read_region_mpp(mpp[0] * 1.1, 0, 0, 600, 450))
 
 
 def test_one_readers_end_is_not_anothers(server: DICOMwebServer, truth: SyntheticSlide) -> None:
