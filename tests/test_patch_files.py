@@ -114,3 +114,36 @@ def test_parts(synthetic: SlideMaker, tmp_path: Path) -> None:
     for bad in (["--shard", "3"], ["--shard", "3/3"], ["--mask", "some"], ["--format", "gif"], ["--edge", "cut"]):
         assert RUNNER.invoke(app, [*command, *bad, "--dry-run"]).exit_code == 2
     assert RUNNER.invoke(app, [*command, "-o", "shards.tar"]).exit_code == 1
+
+
+def test_parts_write_tar_files_of_their_own(synthetic: SlideMaker, tmp_path: Path) -> None:
+    """All jobs of a cluster are given the same pattern."""
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "s-%03d.tar"), "--mask", "none"]
+    command += ["--size", "50", "--shard-size", "20", "--json"]
+    for _ in range(2):  # each may be run again, whatever the others have written
+        for number in range(3):
+            answer = RUNNER.invoke(app, [*command, "--shard", f"{number}/3"])
+            assert answer.exit_code == 0, answer.output
+    places = set()
+    for path in tmp_path.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            facts = [tar.extractfile(name) for name in tar.getnames() if name.endswith(".json")]
+            found = [json.load(file) for file in facts if file is not None]
+        places |= {(fact["x_base"], fact["y_base"]) for fact in found}
+    assert len(places) == 140
+
+
+@pytest.mark.parametrize("other", [["--format", "png"], ["--quality", "50"], ["--level", "1"]])
+def test_parts_of_another_kind_do_not_go_into_the_same_folder(
+    synthetic: SlideMaker, tmp_path: Path, other: list[str]
+) -> None:
+    """Even if no name is the same."""
+    folder = tmp_path / "out"
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(folder), "--mask", "none", "--size", "50"]
+    assert RUNNER.invoke(app, [*command, "--shard", "0/3"]).exit_code == 0
+    before = sorted(folder.iterdir())
+    answer = RUNNER.invoke(app, [*command, "--shard", "2/3", *other])
+    assert answer.exit_code == 1
+    assert "write to another folder" in str(answer.exception)
+    assert sorted(folder.iterdir()) == before
+    assert RUNNER.invoke(app, [*command, "--shard", "2/3"]).exit_code == 0

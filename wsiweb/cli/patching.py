@@ -38,7 +38,9 @@ def patches(
     mask: Annotated[str, typer.Option("--mask", help="otsu or none.")] = "otsu",
     min_tissue: Annotated[float, typer.Option("--min-tissue", min=0, max=1, help="Fraction of tissue.")] = 0.5,
     edge: Annotated[str, typer.Option("--edge", help="drop, pad or shift.")] = "drop",
-    shard: Annotated[str | None, typer.Option("--shard", help="Part i of n, from 0: 3/16.")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Part i of n, from 0: 3/16. Its tar files are numbered 3, 19, 35...")
+    ] = None,
     image_format: Annotated[str, typer.Option("--format", help="jpeg or png.")] = "jpeg",
     quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of JPEG.")] = 90,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Patches in a tar file.")] = 1000,
@@ -64,15 +66,22 @@ def patches(
             size, level=level, mpp=mpp, magnification=magnification, stride=stride, edge=edge, min_tissue=min_tissue,
             mask=None if mask == "none" else mask,
         )  # fmt: skip
+        part = (0, 1) if shard is None else _part(shard)
         if shard is not None:
-            plan = plan.shard(*_part(shard))
+            plan = plan.shard(*part)
         cost = plan.cost()
         facts = {**asdict(cost), "output": output}
         if not dry_run:
             with progress_of(stderr.is_terminal, len(plan), "patches") as report:
                 if output.endswith(".tar"):
                     facts["written"] = write_shards(
-                        plan, output, form=image_format, quality=quality, shard_size=shard_size, report=report
+                        plan,
+                        output,
+                        form=image_format,
+                        quality=quality,
+                        shard_size=shard_size,
+                        report=report,
+                        part=part,
                     )
                 else:
                     facts["written"] = write_folder(

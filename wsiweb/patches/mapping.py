@@ -39,7 +39,8 @@ def map_to_file(
     Rows go to a hidden file beside ``out``, and a journal notes how many are there; the final name appears with the
     whole. Run again after a kill, it goes on behind the last batch that the journal knows: the file is the same as
     that of one undisturbed run, where the function gives the same for the same batch. The journal stays beside the
-    file, so that a later run for another plan does not take it for its own.
+    file, so that a later run for another plan does not take it for its own. It knows the plan and not the function:
+    what another function has written is returned as it is.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def map_to_file(
     out
         Ends in ``.npy``, or in ``.zarr``: a folder with a chunk a batch. zarr is needed for that (``wsiweb[zarr]``).
     resume
-        Whether to go on with what a run before has left; False begins anew.
+        Whether to go on with what a run before has left, or return it, where it is whole; False begins anew.
     progress
         True shows a bar; a callable is given (patches done, patches in all).
 

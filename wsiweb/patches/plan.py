@@ -308,7 +308,8 @@ class PatchPlan:
     ) -> Any:
         """Run a function over batches, into a ``.npy`` or ``.zarr`` of one row a patch; see ``mapping.map_to_file``.
 
-        A run that was killed goes on where it was, to the same file as if it had not been.
+        A run that was killed goes on where it was, to the same file as if it had not been. What is whole already is
+        read, and the function is not called, not even another one: give each its own file, or ``resume=False``.
         """
         from wsiweb.patches.mapping import map_to_file  # noqa: PLC0415
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wsiweb.patches.values import PatchBatch
 
 FORMATS = ("png", "jpeg")
+_SUFFIXES = frozenset({".png", ".jpeg"})
 BATCH = 64
 
 
@@ -43,8 +44,9 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
     _check(form)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{x}_{y}.{form}" for x, y in zip(plan.x_base.tolist(), plan.y_base.tolist(), strict=True)]
-    there = {path.name for path in folder.iterdir()}.intersection(names)
-    _note_kind(folder, {**_kind(plan), "format": form, "quality": quality}, anything=bool(there))
+    images = {path.name for path in folder.iterdir() if path.suffix in _SUFFIXES}
+    there = images.intersection(names)
+    _note_kind(folder, {**_kind(plan), "format": form, "quality": quality}, anything=bool(images))
     places = np.array([place for place, name in enumerate(names) if name not in there], np.int64)
     done = len(names) - len(places)
     report(done, len(names))
@@ -60,11 +62,19 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
 
 
 def write_shards(
-    plan: PatchPlan, pattern: str, *, form: str, quality: int, shard_size: int, report: Callable[[int, int], None]
+    plan: PatchPlan,
+    pattern: str,
+    *,
+    form: str,
+    quality: int,
+    shard_size: int,
+    report: Callable[[int, int], None],
+    part: tuple[int, int] = (0, 1),
 ) -> int:
     """Write tar files of up to ``shard_size`` patches: an image and a JSON of its position each; return how many.
 
-    ``pattern`` has one number in it: ``shards-%06d.tar``.
+    ``pattern`` has one number in it: ``shards-%06d.tar``. Of ``part`` (i, n) these are i, i + n, i + 2n...: the parts
+    of a plan never write the same file.
 
     Raises
     ------
@@ -78,20 +88,20 @@ def write_shards(
         raise RegionError(f"A shard has at least one patch, not {shard_size}.")
     written = 0
     for number, start in enumerate(range(0, len(plan), shard_size)):
-        part = plan[start : start + shard_size]
-        path = shard_path(pattern, number)
+        shard = plan[start : start + shard_size]
+        path = shard_path(pattern, part[0] + number * part[1])
         if path.exists():
-            _check_shard(path, part, form)
+            _check_shard(path, shard, form)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _whole(path) as temporary, tarfile.open(temporary, "w") as tar:
-                for batch in part.batches(BATCH):
-                    originals = _originals(part, batch) if form == "jpeg" else {}
+                for batch in shard.batches(BATCH):
+                    originals = _originals(shard, batch) if form == "jpeg" else {}
                     for row in range(len(batch)):
                         data = originals.get(row) or _encoded(batch.images[row], form, quality)
                         image_name, facts_name = _members(int(batch.index[row]), form)
                         _add(tar, image_name, data)
-                        _add(tar, facts_name, json.dumps(_facts(part, batch, row)).encode())
+                        _add(tar, facts_name, json.dumps(_facts(shard, batch, row)).encode())
             written += 1
         report(min(start + shard_size, len(plan)), len(plan))
     return written
@@ -110,9 +120,9 @@ def _members(index: int, form: str) -> tuple[str, str]:
     return f"{index:09d}.{'jpg' if form == 'jpeg' else form}", f"{index:09d}.json"
 
 
-def _check_shard(path: Path, part: PatchPlan, form: str) -> None:
+def _check_shard(path: Path, shard: PatchPlan, form: str) -> None:
     """Raise ``WsiWebError`` where a shard that is there was written by another command."""
-    expected = [name for index in part.index.tolist() for name in _members(index, form)]
+    expected = [name for index in shard.index.tolist() for name in _members(index, form)]
     try:
         with tarfile.open(path) as tar:
             same = tar.getnames() == expected
@@ -120,7 +130,7 @@ def _check_shard(path: Path, part: PatchPlan, form: str) -> None:
             facts = None if found is None else json.load(found)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise WsiWebError(f"{path} is there, and no shard that can be read: {error}. Delete it, or move it.") from error
-    if facts != json.loads(json.dumps(_facts(part, part._batch(slice(0, 1)), 0))):  # noqa: SLF001
+    if facts != json.loads(json.dumps(_facts(shard, shard._batch(slice(0, 1)), 0))):  # noqa: SLF001
         raise WsiWebError(f"{path} is there, and holds other patches. Delete it, or write to another place.")
 
 
