@@ -11,12 +11,28 @@ from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit
 from synthetic import make_slide, srgb_profile
 
-from wsiweb import DecodeError, ReadOptions, RegionError
+from wsiweb import DecodeError, ReadOptions, RegionError, WsiWebError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+
+
+@pytest.mark.parametrize("name", ["no-such-folder/a.png", "file/a.png", "folder"])
+def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path, name: str) -> None:
+    """The error names what was asked for, and no file beside it; nothing is left there."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    slide = open_slide(synthetic("rgb"))
+    with pytest.raises(WsiWebError) as caught:
+        slide.export_png(tmp_path / name, 0, 0, 0, 50, 50)
+    assert str(tmp_path / name) in str(caught.value)
+    assert ".part" not in str(caught.value)
+    if name != "folder":
+        with pytest.raises(WsiWebError, match="cannot be written"):
+            slide.patches(50).map(lambda batch: batch.x, tmp_path / name.replace("png", "npy"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 @pytest.mark.parametrize("kind", ["rgb", "jpeg", "mono8", "mono16", "sparse-holes"])

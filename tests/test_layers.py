@@ -61,7 +61,7 @@ LAYERS = {
         ("patches.mapping", "patches.plot", "patches.points", "patches.storage", "patches.writing"),
         ("export", "patches.batches", "patches.cost", "patches.order", "patches.rows"),
         ("patches.layout", "patches.tissue", "patches.values"),
-        ("patches.packing",),
+        ("files", "patches.packing"),
     ),
     "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers"), ("board",)),
     "I/O": (

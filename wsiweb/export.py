@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsiweb import icc as icc_profiles
 from wsiweb.cache import Keep
-from wsiweb.errors import RegionError
+from wsiweb.errors import RegionError, WsiWebError
+from wsiweb.files import whole
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import check_region
 from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
@@ -142,14 +142,9 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
     """Write under a temporary name in the same folder; the final name appears with the whole file, or never."""
     path = path.resolve()  # a link stays a link
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file; it is not replaced.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise WsiWebError(f"{path} is no regular file; it is not replaced.")
+    with whole(path) as temporary, temporary.open("wb") as stream:
+        yield stream
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import WsiWebError
+from wsiweb.files import writable
 from wsiweb.patches.rows import row_format
 from wsiweb.regions import integer
 
@@ -117,7 +118,9 @@ def _values(function: Callable[[PatchBatch], npt.ArrayLike], batch: PatchBatch) 
 def _alone(path: Path) -> Iterator[None]:
     """Keep others from writing the same file. A lock ends with its process, however that ends."""
     lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as stream:
+    with writable(path):
+        stream = lock.open("w")
+    with stream:
         if not _locked(stream, lock):
             raise WsiWebError(f"{path} is being written by another run; wait for its end, or choose another file.")
         try:
@@ -148,7 +151,7 @@ def _done(journal: Path, ticket: dict[str, Any]) -> int | None:
     try:
         found = json.loads(journal.read_text())
         done = int(found["done"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, LookupError) as error:
         raise WsiWebError(f"{journal} is damaged; delete it to begin anew.") from error

@@ -5,10 +5,8 @@ Every file, and every shard, appears under its name when it is whole; what is th
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import secrets
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +15,12 @@ import numpy as np
 
 from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import RegionError, WsiWebError
+from wsiweb.files import whole
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import plan_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from wsiweb.patches.plan import PatchPlan
     from wsiweb.patches.values import PatchBatch
@@ -54,7 +53,7 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
         originals = _originals(plan, batch) if form == "jpeg" else {}
         for row in range(len(batch)):
             name = names[int(places[number * BATCH + row])]
-            with _whole(folder / name) as path:
+            with whole(folder / name) as path:
                 path.write_bytes(originals.get(row) or _encoded(batch.images[row], form, quality))
         done += len(batch)
         report(done, len(names))
@@ -94,7 +93,7 @@ def write_shards(
             _check_shard(path, shard, form)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _whole(path) as temporary, tarfile.open(temporary, "w") as tar:
+            with whole(path) as temporary, tarfile.open(temporary, "w") as tar:
                 for batch in shard.batches(BATCH):
                     originals = _originals(shard, batch) if form == "jpeg" else {}
                     for row in range(len(batch)):
@@ -150,7 +149,7 @@ def _note_kind(folder: Path, kind: dict[str, Any], *, anything: bool) -> None:
             f"{folder} holds patches of another slide, resolution, size, format or quality ({journal.name}). Delete "
             f"them, or write to another folder."
         )
-    with _whole(journal) as path:
+    with whole(journal) as path:
         path.write_text(noted)
 
 
@@ -209,14 +208,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name, which becomes the final one when all went well."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
