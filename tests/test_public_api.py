@@ -47,6 +47,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = wsiweb.no_such_name
 
 
+def test_parts_of_the_library_are_there_without_an_import_of_their_own() -> None:
+    used = "wsiweb.server.DicomWebServer, wsiweb.doctor.examine, wsiweb.patches.load, wsiweb.idc.find"
+    assert loaded_by(f"import wsiweb\n{used}", ("wsiweb.server", "wsiweb.doctor")) == {"wsiweb.server", "wsiweb.doctor"}
+
+
 def test_every_error_is_exported() -> None:
     assert set(ERRORS) <= set(wsiweb.__all__)
 

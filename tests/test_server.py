@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 from synthetic import make_slide, srgb_profile
 
-from wsiweb import Slide, SlideNotFoundError, WsiWebError
+from wsiweb import Slide, SlideNotFoundError, SourceError, WsiWebError
 from wsiweb.server import DicomWebServer
 from wsiweb.server.http import _HttpServer
 
@@ -698,6 +698,18 @@ class TestService:
 
 
 @pytest.mark.slides
+def test_before_it_is_started_it_refuses(slide: SyntheticSlide) -> None:
+    """Who asked a server that listens, and does not answer yet, would wait."""
+    server = DicomWebServer(slide.folder)
+    try:
+        with pytest.raises(SourceError, match="No connection"):
+            Slide.open(server.series_urls()[0])
+        with server.start(), Slide.open(server.series_urls()[0]) as opened:
+            assert opened.size == slide.levels[0].size
+    finally:
+        server.close()
+
+
 def test_real_slides(slides: Path) -> None:
     with DicomWebServer(slides) as server:
         client = DICOMwebClient(server.url)

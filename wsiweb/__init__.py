@@ -65,11 +65,13 @@ _LAZY = {
     "FoundSlide": "wsiweb.finding", "Level": "wsiweb.pyramid", "Slide": "wsiweb.slide", "search": "wsiweb.finding",
 }  # fmt: skip
 
+_SUBMODULES = frozenset({"doctor", "idc", "patches", "server", "torch"})
+
 
 def __getattr__(name: str) -> Any:
     """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
-    if name == "idc":
-        return importlib.import_module("wsiweb.idc")
+    if name in _SUBMODULES:
+        return importlib.import_module(f"wsiweb.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")

@@ -43,6 +43,9 @@ _HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", re.ASCII)
 class DicomWebServer:
     """Serves local DICOM files over DICOMweb: QIDO-RS and WADO-RS, read only.
 
+    It answers between ``start`` and ``close``, or inside a ``with``; its port, and so its URL, are its own from the
+    beginning.
+
     Parameters
     ----------
     paths
@@ -91,6 +94,7 @@ class DicomWebServer:
     def start(self) -> Self:
         """Begin to answer, in threads of the server's own; returns the server."""
         if self._thread is None:
+            self._http.server_activate()
             self._thread = threading.Thread(
                 target=self._http.serve_forever, args=(0.05,), name="wsiweb-server", daemon=True
             )
@@ -123,7 +127,13 @@ class _HttpServer(ThreadingHTTPServer):
         self.requests = requests
         self.connections: dict[socket.socket, threading.Thread] = {}
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
+        # A client of a server that listens and does not answer would wait until it loses patience.
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
 
     def server_bind(self) -> None:
         """Bind without the reverse look-up of the host's name, which may take seconds."""
