@@ -13,6 +13,44 @@ MEBIBYTE = 1 << 20
 class ReadOptions:
     """How a slide is read.
 
+    Parameters
+    ----------
+    max_connections
+        Requests in flight at once (1 to 256). A local slide uses as many reading threads.
+    frames_per_request
+        Hard cap on the frames of one request; None lets the library choose.
+    decode_threads
+        Threads that decode (1 to 256); None takes one for each core.
+    tile_cache_bytes
+        Budget for decoded tiles, 0 keeps none; and for regions that are begun long before their turn, as they show the
+        same tiles: at least half is left to tiles that are used again. Of a region that does not fit, little is kept.
+    frame_cache_bytes
+        Budget for encoded frames of a DICOMweb service; 0 keeps none. Local files need none.
+    readahead_bytes
+        What ``read_regions``, patches and export hold beyond what the consumer has taken.
+    timeout_seconds
+        Longest silence on a socket, and longest wait for a connection.
+    deadline_seconds
+        Longest time that a caller waits for one region (or for the metadata), retries included.
+    max_attempts
+        How often a failing request is made in all (1 to 100).
+    max_region_bytes
+        Largest array that one read returns.
+    disk_cache
+        Folder in which frames and metadata of DICOMweb services are kept for later processes; None keeps none there.
+
+        It holds what the service answered, patients' data included, readable for this user alone; whoever may read the
+        folder needs no credentials. Local disks only, no network file systems. To empty it, delete it.
+    disk_cache_bytes
+        Budget of ``disk_cache`` on disk; what was not used for longest goes first.
+    disk_cache_seconds
+        Age at which metadata kept on disk are asked for again; 0 does so whenever a slide is opened.
+
+        If the service then fails, they are used as they are. Frames do not age: an instance's UID stands for its
+        pixels.
+    trusted_hosts
+        Hosts, other than the service's own, from which bulk data may be fetched (without credentials).
+
     Raises
     ------
     ValueError
@@ -20,41 +58,19 @@ class ReadOptions:
     """
 
     max_connections: int = 8
-    """Requests in flight at once (1 to 256). A local slide uses as many reading threads."""
     frames_per_request: int | None = None
-    """Hard cap on the frames of one request; None lets the library choose."""
     decode_threads: int | None = None
-    """Threads that decode (1 to 256); None takes one for each core."""
     tile_cache_bytes: int = 512 * MEBIBYTE
-    """Budget for decoded tiles, 0 keeps none; and for regions that are begun long before their turn, as they show the
-    same tiles: at least half is left to tiles that are used again. Of a region that does not fit, little is kept."""
     frame_cache_bytes: int = 128 * MEBIBYTE
-    """Budget for encoded frames of a DICOMweb service; 0 keeps none. Local files need none."""
     readahead_bytes: int = 256 * MEBIBYTE
-    """What ``read_regions``, patches and export hold beyond what the consumer has taken."""
     timeout_seconds: float = 20.0
-    """Longest silence on a socket, and longest wait for a connection."""
     deadline_seconds: float = 300.0
-    """Longest time that a caller waits for one region (or for the metadata), retries included."""
     max_attempts: int = 5
-    """How often a failing request is made in all (1 to 100)."""
     max_region_bytes: int = 4 << 30
-    """Largest array that one read returns."""
     disk_cache: str | os.PathLike[str] | None = None
-    """Folder in which frames and metadata of DICOMweb services are kept for later processes; None keeps none there.
-
-    It holds what the service answered, patients' data included, readable for this user alone; whoever may read the
-    folder needs no credentials. Local disks only, no network file systems. To empty it, delete it.
-    """
     disk_cache_bytes: int = 10 << 30
-    """Budget of ``disk_cache`` on disk; what was not used for longest goes first."""
     disk_cache_seconds: float = 86_400.0
-    """Age at which metadata kept on disk are asked for again; 0 does so whenever a slide is opened.
-
-    If the service then fails, they are used as they are. Frames do not age: an instance's UID stands for its pixels.
-    """
     trusted_hosts: tuple[str, ...] = ()
-    """Hosts, other than the service's own, from which bulk data may be fetched (without credentials)."""
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
