@@ -147,6 +147,12 @@ def test_file_client(truth: SyntheticSlide, tmp_path: Path) -> None:
     client._db_manager._connection.close()  # it has no way to be closed, and Python 3.13 warns of that
 
 
+@pytest.mark.parametrize("name", ["rgb", "RBG", "", "YBR"])
+def test_no_photometric_interpretation(truth: SyntheticSlide, name: str) -> None:
+    with pytest.raises(MetadataError, match="YBR_FULL_422"):
+        Slide.open(truth.folder, photometric=name)
+
+
 def test_a_folder_of_two_series_needs_a_choice(synthetic: SlideMaker, tmp_path: Path) -> None:
     for kind in ("rgb", "mono8"):
         for file in synthetic(kind).files:

@@ -155,6 +155,8 @@ def test_form_of_values(server: DICOMwebServer, stored: SyntheticSlide, form: Ca
         assert opened.mpp == pytest.approx((0.5, 0.5))
         assert opened.icc_profile == PROFILE
         np.testing.assert_array_equal(opened.associated_images["label"], stored.associated["label"])
+        with pytest.raises(KeyError, match=r"macro: .*label"):
+            opened.associated_images["macro"]
 
 
 @pytest.mark.parametrize(

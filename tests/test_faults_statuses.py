@@ -451,6 +451,18 @@ def test_a_token_that_cannot_be_had(server: DICOMwebServer, truth: SyntheticSlid
     assert server.count() == 0
 
 
+@pytest.mark.parametrize("token", [42, b"s3cr3t", "", "s3cr3t\n", "Bearer s3cr3t", "s3cr\u20act"])
+@pytest.mark.parametrize("supplied", [False, True])
+def test_what_is_no_token(server: DICOMwebServer, truth: SyntheticSlide, token: Any, supplied: bool) -> None:
+    """It is named, and not shown; nothing is sent."""
+    with pytest.raises(AuthenticationError, match=r"token= is") as caught:
+        open_slide(server, truth, token=(lambda: token) if supplied else token)
+    assert "s3cr" not in str(caught.value)
+    if not isinstance(token, str):
+        assert type(token).__name__ in str(caught.value)
+    assert server.count() == 0
+
+
 # At first contact -------------------------------------------------------------------------------------------
 
 

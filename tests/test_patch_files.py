@@ -116,6 +116,12 @@ def test_parts(synthetic: SlideMaker, tmp_path: Path) -> None:
     assert RUNNER.invoke(app, [*command, "-o", "shards.tar"]).exit_code == 1
 
 
+def test_no_patches_are_said_to_be_none(synthetic: SlideMaker, tmp_path: Path) -> None:
+    command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "out"), "--mask", "none"]
+    assert "no patch of 5000 px" in RUNNER.invoke(app, [*command, "--size", "5000"]).stderr
+    assert "no patch" not in RUNNER.invoke(app, [*command, "--size", "50"]).stderr
+
+
 def test_parts_write_tar_files_of_their_own(synthetic: SlideMaker, tmp_path: Path) -> None:
     """All jobs of a cluster are given the same pattern."""
     command = ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / "s-%03d.tar"), "--mask", "none"]

@@ -277,8 +277,8 @@ def _service_source(
     lookup = cache.lookup if cache is not None else _looked_up
     if study_uid is None and not series_uids:
         raise SlideNotFoundError(
-            f"{service.base_url} is the root of a service. Name the slide: Slide.open(url, study_uid=..., "
-            f"series_uid=...), or a URL that ends in /studies/.../series/..."
+            f"{service.base_url} is the root of a service. Name the slide: series_uid= (--series on the command line), "
+            f"or a URL that ends in /studies/.../series/..."
         )
     if study_uid is None:
         searched = WebSource(service, "", series_uids, options)

@@ -130,8 +130,8 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
     finest = min(base_mpp)
     if mpp < finest * (1 - TOLERANCE) and not upsample:
         raise RegionError(
-            f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Pass upsample=True to "
-            f"enlarge it."
+            f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Ask for that or coarser, "
+            f"or pass upsample=True to enlarge it."
         )
     level = level_for_mpp(levels, mpp)
     level_mpp = _mpp(level)

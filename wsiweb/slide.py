@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 
+_PHOTOMETRIC = (
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"
+)  # fmt: skip
+"""Defined terms of Photometric Interpretation (PS3.3 C.7.6.3.1.2) that are read."""
+
+
 class Slide:
     """A whole-slide image in a DICOMweb service or in local files. Made by ``Slide.open``.
 
@@ -94,7 +100,8 @@ class Slide:
         mpp
             The resolution of level 0 in µm a pixel, one number or (x, y), to state or correct it.
         photometric
-            Photometric interpretation of the frames, to overrule what the slide, or its code streams, declare.
+            Photometric interpretation of the frames (``"RGB"``, ``"YBR_FULL"``...), to overrule what the slide, or its
+            code streams, declare.
         options
             How to read.
 
@@ -117,7 +124,7 @@ class Slide:
         series_uids = _uids(series_uid)
         source = opening.open_source(place, study_uid, series_uids, connection, options)
         try:
-            content = load_content(source, mpp=_stated_mpp(mpp), photometric=photometric)
+            content = load_content(source, mpp=_stated_mpp(mpp), photometric=_stated_photometric(photometric))
             return cls(content, source, options, _chosen(content.pyramids, pyramid))
         except BaseException:
             source.close()
@@ -436,6 +443,8 @@ class Slide:
         ------
         RegionError
             As for ``read_region``, but for ``max_region_bytes``, which does not bind here.
+        WsiWebError
+            No file can be written there.
         """
         from wsiweb.export import export_png  # noqa: PLC0415
 
@@ -604,6 +613,8 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
         self._positions = slide._content.associated()  # noqa: SLF001
 
     def __getitem__(self, name: str) -> Pixels:
+        if name not in self._positions:
+            raise KeyError(f"{name}: this slide has {', '.join(self._positions) or 'no associated images'}")
         position = self._positions[name]
         level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
         view = resolution.view_of_level(level)
@@ -640,6 +651,12 @@ def _uids(series_uid: Any) -> tuple[str, ...]:
 def _check_icc(icc: str | None) -> None:
     if icc not in (None, "srgb"):
         raise ValueError(f'icc is None or "srgb", not {icc!r}.')
+
+
+def _stated_photometric(photometric: str | None) -> str | None:
+    if photometric is not None and photometric not in _PHOTOMETRIC:
+        raise MetadataError(f"photometric is one of {', '.join(_PHOTOMETRIC)}, not {photometric!r}.")
+    return photometric
 
 
 def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:

@@ -69,6 +69,10 @@ def patches(
         part = (0, 1) if shard is None else _part(shard)
         if shard is not None:
             plan = plan.shard(*part)
+        if not len(plan):
+            stderr.print(
+                f"[yellow]no patch of {size} px:[/yellow] it does not fit, or shows too little (--mask {mask})."
+            )
         cost = plan.cost()
         facts = {**asdict(cost), "output": output}
         if not dry_run:

@@ -219,7 +219,7 @@ def check_status(answer: Answer, what: str, frame_numbers: tuple[int, ...] = (),
     if action is not Action.REFUSED:
         raise refused
     hint = (
-        "Pass auth=, token= or headers= to Slide.open, or renew what has expired."
+        "Pass auth=, token= or headers= (--user, --token or --header), or renew what has expired."
         if answer.status == 401
         else "These credentials, or their lack, are not enough."
     )

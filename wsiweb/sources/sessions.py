@@ -6,6 +6,7 @@ import copy
 import functools
 import http.client
 import os
+import re
 import threading
 import urllib.request
 from collections import OrderedDict
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_INTERIM_ANSWERS = 16
 _MERGE = requests.Session.merge_environment_settings
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _CERTIFICATES = frozenset({"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 
 
@@ -32,7 +34,7 @@ class TokenAuth(AuthBase):
 
     def __init__(self, token: str | Callable[[], str]) -> None:
         self.supplier = token
-        self._token = token if isinstance(token, str) else None
+        self._token: object = None if callable(token) else token
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +60,12 @@ class TokenAuth(AuthBase):
                     raise AuthenticationError(f"token= raised {type(error).__name__} when it was called.") from error
             if not isinstance(self._token, str):
                 kind = type(self._token).__name__
-                raise AuthenticationError(f"token= is a string, or a callable that returns one; here it gave {kind}.")
+                raise AuthenticationError(f"token= is a string, or a callable that returns one; this is {kind}.")
+            if not _TOKEN.fullmatch(self._token):
+                raise AuthenticationError(
+                    "token= is empty, or has spaces, line breaks or other characters that no bearer token has (RFC "
+                    "6750). Pass it without the word Bearer, and strip what was read from a file."
+                )
             return self._token
 
     def renew(self, refused: str | None) -> bool:
