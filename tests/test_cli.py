@@ -73,6 +73,27 @@ def test_region_of_a_level(run: Run, slide: SyntheticSlide, tmp_path: Path) -> N
     np.testing.assert_array_equal(np.asarray(Image.open(picture)), slide.truth(1, 20, 10, 100, 80))
 
 
+def test_a_region_beyond_its_level_is_noted(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    """Sizes of level 0 with another level, say; the pixels are those of the contract all the same."""
+    picture = tmp_path / "region.png"
+    code, _, err = run("region", slide.folder, 100, 10, 100, 80, "--level", 1, "-o", picture)
+    assert code == 0
+    assert "150 x 100" in err
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), slide.truth(1, 100, 10, 100, 80))
+    assert "150 x 100" not in run("region", slide.folder, 50, 20, 100, 80, "--level", 1, "-o", picture, "--force")[2]
+
+
+@pytest.mark.parametrize("verb", [("region", 0, 0, 9, 9), ("thumbnail",)])
+@pytest.mark.parametrize("name", ["a.jpg", "a.TIFF"])
+def test_a_png_is_not_called_otherwise(
+    run: Run, slide: SyntheticSlide, tmp_path: Path, verb: tuple[object, ...], name: str
+) -> None:
+    code, _, err = run(verb[0], slide.folder, *verb[1:], "-o", tmp_path / name)
+    assert code == 2
+    assert "PNG" in err
+    assert not (tmp_path / name).exists()
+
+
 def test_region_at_mpp(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     picture = tmp_path / "region.png"
     assert run("region", slide.folder, 0, 0, 50, 40, "--mpp", 1.0, "-o", picture)[0] == 0
@@ -103,7 +124,10 @@ def test_files_are_not_overwritten_unasked(run: Run, slide: SyntheticSlide, tmp_
     [
         (("info", "/no/such/place"), "/no/such/place"),
         (("info", "http://127.0.0.1:1/dicom-web/studies/1/series/2"), "127.0.0.1:1"),
-        (("info", "http://127.0.0.1:1/dicom-web"), "studies"),
+        (("info", "http://127.0.0.1:1/dicom-web"), "--series"),
+        (("info", "127.0.0.1:1/dicom-web/studies/1/series/2"), "http://"),
+        (("info", ""), "empty path"),
+        (("info", __file__), "no DICM prefix"),
     ],
 )
 def test_failures_are_one_line_and_code_1(run: Run, arguments: tuple[str, ...], said: str) -> None:

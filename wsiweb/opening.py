@@ -92,8 +92,8 @@ def _local_source(
     paths = [
         unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path for path in paths
     ]
-    if not paths:
-        raise SlideNotFoundError("An empty list of files holds no slide.")
+    if not paths or not all(os.fspath(path) for path in paths):
+        raise SlideNotFoundError("An empty list of files, or an empty path, names no slide.")
     return LocalSource(paths, study_uid=study_uid, series_uids=series_uids, report=report)
 
 

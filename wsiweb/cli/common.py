@@ -40,6 +40,8 @@ Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 
+_NO_PNG = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"})
+
 
 def connection(token: str | None, user: str | None, headers: list[str] | None) -> dict[str, Any]:
     """Return what ``Slide.open`` takes of the options."""
@@ -67,7 +69,9 @@ def open_slide(
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Refuse to overwrite a file unasked."""
+    """Refuse to overwrite a file unasked, and to give a PNG the name of something else."""
+    if output.suffix.lower() in _NO_PNG:
+        raise typer.BadParameter(f"what is written is a PNG; {output.name} would be taken for something else")
     if output.exists() and not force:
         raise typer.BadParameter(f"{output} exists; --force overwrites it")
 

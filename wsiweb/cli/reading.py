@@ -28,6 +28,7 @@ from wsiweb.cli.common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from wsiweb.regions import Region
     from wsiweb.slide import Slide
 
 
@@ -112,14 +113,27 @@ def region(
     with open_slide(place, study, series, token, user, header) as slide:
         icc = "srgb" if srgb else None
         if mpp is None:
+            level = level or 0
+            _note_outside(slide, level, (x, y, w, h))
             slide.export_png(
-                output, level or 0, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc,
+                output, level, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc,
                 progress=stderr.is_terminal,
             )  # fmt: skip
         else:
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
             write(output, image, mpp)
         stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
+
+
+def _note_outside(slide: Slide, level: int, region: Region) -> None:
+    """Say when a region goes beyond its level: its numbers may be those of level 0."""
+    x, y, w, h = region
+    for found in slide.levels[level : level + 1] if level >= 0 else ():
+        touched = x < found.width and y < found.height
+        if touched and (x + w > found.width or y + h > found.height):
+            stderr.print(
+                f"[yellow]level {level} is {found.width} x {found.height} px:[/yellow] beyond, there is background only"
+            )
 
 
 def describe(slide: Slide) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class LocalSource:
                 dataset = file.json_dataset()
             except NotDicomError as error:
                 if named:
-                    raise SlideNotFoundError(f"{path} is no DICOM file ({error}).") from error
+                    raise SlideNotFoundError(str(error)) from error
                 continue
             except MetadataError as error:
                 if named:
@@ -129,7 +129,8 @@ class LocalSource:
             elif path.exists():
                 yield path, True
             else:
-                raise SlideNotFoundError(f"{path} does not exist.")
+                hint = " The URL of a service begins with https:// or http://." if ":" in str(path) else ""
+                raise SlideNotFoundError(f"{path} does not exist.{hint}")
 
     def _belongs(self, dataset: JsonDataset) -> bool:
         attributes = Attributes(dataset)
