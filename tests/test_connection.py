@@ -47,8 +47,11 @@ def failing() -> str:
     ({"token": lambda: None}, AuthenticationError),
     ({"token": failing}, AuthenticationError),
     ({"token": 5}, AuthenticationError),
+    ({"headers": [f"X-Api-Key: {SECRET}"]}, AuthenticationError),
+    ({"headers": f"X-Api-Key: {SECRET}"}, AuthenticationError),
+    ({"auth": ("user", SECRET), "token": SECRET}, AuthenticationError),
 ], ids=["line-break-in-token", "line-break-in-header", "number-header", "triple-auth", "text-auth", "no-token",
-        "raising-token", "number-token"])  # fmt: skip
+        "raising-token", "number-token", "listed-headers", "text-headers", "auth-and-token"])  # fmt: skip
 def test_what_cannot_be_sent_fails_at_once(
     server: DICOMwebServer, truth: SyntheticSlide, given: dict[str, Any], error: type[SourceError]
 ) -> None:

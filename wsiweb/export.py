@@ -54,7 +54,7 @@ def export_png(
         raise RegionError("A PNG shows one optical path; name it with optical_path=.")
     compression = DEFAULT_COMPRESSION if compression is None else compression
     if isinstance(compression, bool) or not isinstance(compression, int) or not 1 <= compression <= 9:
-        raise ValueError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
+        raise RegionError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
     check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
     channel = channels[0]
     bands = list(_bands(level, region, 3 if channel.colour else channel.dtype.itemsize))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
     SlideNotFoundError
         It is no such URL.
     AuthenticationError
-        ``auth`` is nothing that can be sent.
+        ``auth`` or ``headers`` are nothing that can be sent, or there is a ``token``, too.
     """
     base_url, user_password, study, _ = split_series_url(url)
     if connection.wado_url_prefix and study is not None:
@@ -137,9 +138,14 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
             raise AuthenticationError(f"auth= is a requests.auth.AuthBase or a (user, password) pair, not {kind}.")
         session.auth = connection.auth
     if connection.token is not None:
+        if connection.auth is not None:
+            raise AuthenticationError("auth= and token= are two ways to log in; pass one of them.")
         session.auth = TokenAuth(connection.token)
-    if connection.headers:
-        session.headers.update(connection.headers)
+    headers: Any = connection.headers
+    if headers:
+        if not isinstance(headers, Mapping):
+            raise AuthenticationError(f"headers= is a mapping of names to values, not {type(headers).__name__}.")
+        session.headers.update(headers)
     if connection.verify is not None:
         session.verify = connection.verify
     if connection.cert is not None:

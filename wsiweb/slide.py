@@ -650,7 +650,7 @@ def _uids(series_uid: Any) -> tuple[str, ...]:
 
 def _check_icc(icc: str | None) -> None:
     if icc not in (None, "srgb"):
-        raise ValueError(f'icc is None or "srgb", not {icc!r}.')
+        raise RegionError(f'icc is None or "srgb", not {icc!r}.')
 
 
 def _stated_photometric(photometric: str | None) -> str | None:
