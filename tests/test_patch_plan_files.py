@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,19 +11,34 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from wsiweb import RegionError, Slide, WsiWebError
+from wsiweb import RegionError, Slide, UnsupportedError, WsiWebError
 from wsiweb.patches import load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+
+    from wsiweb.patches import PatchPlan
 
 
 @pytest.fixture
 def slide(open_slide: Opener, synthetic: SlideMaker) -> Slide:
     """700 x 530, 350 x 265 and 175 x 132 pixels."""
     return open_slide(synthetic("rgb"))
+
+
+@pytest.mark.parametrize(("package", "use"), [
+    ("pandas", lambda plan: plan.to_pandas()), ("h5py", lambda plan: plan.save("plan.h5")),
+    ("matplotlib.pyplot", lambda plan: plan.plot()),
+])  # fmt: skip
+def test_an_extra_that_is_not_installed_is_named(
+    slide: Slide, monkeypatch: pytest.MonkeyPatch, package: str, use: Callable[[PatchPlan], object]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'wsiweb\["):
+        use(slide.patches(32))
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

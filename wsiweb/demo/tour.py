@@ -73,6 +73,7 @@ def _served_demo_slide(console: Console) -> Iterator[str]:
     with DicomWebServer(folder) as server:
         console.print(f"[bold]A DICOMweb server[/bold] on this computer: {server.url}\n")
         yield server.series_urls()[0]
+    console.print(f'The server is gone now, the slide stays: [cyan]Slide.open("{folder}")[/cyan]', soft_wrap=True)
 
 
 def _tour(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.errors import MetadataError
+from wsiweb.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from wsiweb.patches.plan import PatchPlan
@@ -22,7 +22,7 @@ def plot(plan: PatchPlan, axes: Any, *, max_size: int) -> Any:
         from matplotlib.collections import PatchCollection  # noqa: PLC0415
         from matplotlib.patches import Rectangle  # noqa: PLC0415
     except ImportError as error:
-        raise MetadataError("Plotting needs matplotlib: pip install 'wsiweb[plot]'.") from error
+        raise UnsupportedError("Plotting needs matplotlib: pip install 'wsiweb[plot]'.") from error
     axes = plt.subplots()[1] if axes is None else axes
     width, height = plan.slide.size
     extent = (0, width, height, 0)

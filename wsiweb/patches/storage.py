@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.errors import MetadataError, RegionError
+from wsiweb.errors import RegionError, UnsupportedError
 
 if TYPE_CHECKING:
     import os
@@ -94,7 +94,7 @@ def pandas() -> Any:
     try:
         import pandas as pd  # noqa: PLC0415
     except ImportError as error:
-        raise MetadataError("This needs pandas: pip install 'wsiweb[pandas]'.") from error
+        raise UnsupportedError("This needs pandas: pip install 'wsiweb[pandas]'.") from error
     return pd
 
 
@@ -103,5 +103,5 @@ def h5py() -> Any:
     try:
         import h5py as found  # noqa: PLC0415
     except ImportError as error:
-        raise MetadataError("This needs h5py: pip install 'wsiweb[h5]'.") from error
+        raise UnsupportedError("This needs h5py: pip install 'wsiweb[h5]'.") from error
     return found
