@@ -697,7 +697,6 @@ class TestService:
                 assert len(server.requests) == 1 + len(asked)
 
 
-@pytest.mark.slides
 def test_before_it_is_started_it_refuses(slide: SyntheticSlide) -> None:
     """Who asked a server that listens, and does not answer yet, would wait."""
     server = DicomWebServer(slide.folder)
@@ -710,6 +709,7 @@ def test_before_it_is_started_it_refuses(slide: SyntheticSlide) -> None:
         server.close()
 
 
+@pytest.mark.slides
 def test_real_slides(slides: Path) -> None:
     with DicomWebServer(slides) as server:
         client = DICOMwebClient(server.url)
