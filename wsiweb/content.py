@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsiweb import opening
+from wsiweb.errors import MetadataError
 from wsiweb.properties import properties_of
 from wsiweb.pyramid import build_pyramids, single_image
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from wsiweb.metadata import Instance
     from wsiweb.pyramid import Level, Pyramid
     from wsiweb.sources.base import FrameSource
+
+
+_PHOTOMETRIC = (
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"
+)  # fmt: skip
+"""Defined terms of Photometric Interpretation (PS3.3 C.7.6.3.1.2) that are read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +71,7 @@ class SlideContent:
 def load_content(
     source: FrameSource,
     *,
-    mpp: tuple[float, float] | None,
+    mpp: float | tuple[float, float] | None,
     photometric: str | None,
     report: Callable[[str], None] = opening.report,
 ) -> SlideContent:
@@ -73,8 +80,9 @@ def load_content(
     Raises
     ------
     SlideNotFoundError, MetadataError, SourceError
-        There is no slide, it cannot be read, or the source failed.
+        There is no slide, it cannot be read, what is stated of it cannot be, or the source failed.
     """
+    mpp, photometric = _stated_mpp(mpp), _stated_photometric(photometric)
     instances, datasets = opening.instances_of(source, photometric=photometric, report=report)
     pyramids = build_pyramids(instances, mpp=mpp, report=report)
     by_uid = {instance.address.instance_uid: dataset for instance, dataset in zip(instances, datasets, strict=True)}
@@ -86,3 +94,21 @@ def load_content(
         pyramids=pyramids,
         properties=tuple(properties_of(by_uid[pyramid.lead_uid]) for pyramid in pyramids),
     )
+
+
+def _stated_photometric(photometric: str | None) -> str | None:
+    if photometric is not None and photometric not in _PHOTOMETRIC:
+        raise MetadataError(f"photometric is one of {', '.join(_PHOTOMETRIC)}, not {photometric!r}.")
+    return photometric
+
+
+def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if mpp is None:
+        return None
+    try:
+        pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
+    except (TypeError, ValueError):
+        pair = ()
+    if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
+        raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
+    return pair[0], pair[1]

@@ -11,7 +11,7 @@ from wsiweb import icc as icc_profiles
 from wsiweb import opening, resolution
 from wsiweb.cache import Keep
 from wsiweb.content import SlideContent, load_content
-from wsiweb.errors import MetadataError, RegionError, SlideNotFoundError, WsiWebError
+from wsiweb.errors import RegionError, SlideNotFoundError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.level import SlideLevel
 from wsiweb.options import ReadOptions
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from wsiweb.stats import ReadStats
 
     Pixels = npt.NDArray[Any]
-
-
-_PHOTOMETRIC = (
-    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"
-)  # fmt: skip
-"""Defined terms of Photometric Interpretation (PS3.3 C.7.6.3.1.2) that are read."""
 
 
 class Slide:
@@ -124,7 +118,7 @@ class Slide:
         series_uids = _uids(series_uid)
         source = opening.open_source(place, study_uid, series_uids, connection, options)
         try:
-            content = load_content(source, mpp=_stated_mpp(mpp), photometric=_stated_photometric(photometric))
+            content = load_content(source, mpp=mpp, photometric=photometric)
             return cls(content, source, options, _chosen(content.pyramids, pyramid))
         except BaseException:
             source.close()
@@ -528,21 +522,19 @@ class Slide:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
         channels, stacked = self._channels(view.level, optical_path, focal_plane)
-        rectangles = (region if isinstance(region, Rectangle) else rectangle(region) for region in regions)
+        rectangles: Iterable[Rectangle] = (
+            region if isinstance(region, Rectangle) else rectangle(region) for region in regions
+        )
         itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
         limit = self._options.max_region_bytes
         keep, single = Keep.ON_TRIAL, False  # what a pass over much leaves behind is seldom needed again
         if check:
-            wishes, bounds, name = list(rectangles), view.bounds, view.name
-            for wish in wishes:
-                check_region(wish, bounds, where=name, itemsize=itemsize, max_region_bytes=limit)
-            rectangles = iter(wishes)  # type: ignore[assignment]
-            single = len(wishes) == 1
-            if single:
-                shown = view.source_of(wishes[0]).intersection(view.level.bounds)
-                # What is larger would drive out all the rest, and its own beginning.
-                fits = shown.w * shown.h * itemsize <= self._options.tile_cache_bytes
-                keep = Keep.YES if fits else keep
+            rectangles = checked = list(rectangles)
+            for wish in checked:
+                check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
+            single = len(checked) == 1
+            if single and self._fits(view, checked[0], itemsize):
+                keep = Keep.YES
         reader = self._running()
         reader.check_open()
         profile = None
@@ -551,6 +543,11 @@ class Slide:
         return RegionArrays(
             reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile, keep=keep, single=single
         )
+
+    def _fits(self, view: View, region: Rectangle, itemsize: int) -> bool:
+        """Whether the tile cache holds what a region shows: else all the rest would go, and its own beginning."""
+        shown = view.source_of(region).intersection(view.level.bounds)
+        return shown.w * shown.h * itemsize <= self._options.tile_cache_bytes
 
     def _running(self) -> Reader:
         """Return the reader of this process: no lock, pool or socket crosses a fork."""
@@ -651,21 +648,3 @@ def _uids(series_uid: Any) -> tuple[str, ...]:
 def _check_icc(icc: str | None) -> None:
     if icc not in (None, "srgb"):
         raise RegionError(f'icc is None or "srgb", not {icc!r}.')
-
-
-def _stated_photometric(photometric: str | None) -> str | None:
-    if photometric is not None and photometric not in _PHOTOMETRIC:
-        raise MetadataError(f"photometric is one of {', '.join(_PHOTOMETRIC)}, not {photometric!r}.")
-    return photometric
-
-
-def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
-    if mpp is None:
-        return None
-    try:
-        pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
-    except (TypeError, ValueError):
-        pair = ()
-    if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
-        raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
-    return pair[0], pair[1]
