@@ -128,12 +128,12 @@ def region(
 def _note_outside(slide: Slide, level: int, region: Region) -> None:
     """Say when a region goes beyond its level: its numbers may be those of level 0."""
     x, y, w, h = region
-    for found in slide.levels[level : level + 1] if level >= 0 else ():
-        touched = x < found.width and y < found.height
-        if touched and (x + w > found.width or y + h > found.height):
-            stderr.print(
-                f"[yellow]level {level} is {found.width} x {found.height} px:[/yellow] beyond, there is background only"
-            )
+    levels = slide.levels
+    if not 0 <= level < len(levels):
+        return  # which is an error of its own
+    width, height = levels[level].size
+    if x < width < x + w or y < height < y + h:
+        stderr.print(f"[yellow]level {level} is {width} x {height} px:[/yellow] beyond, there is background only")
 
 
 def describe(slide: Slide) -> dict[str, Any]:

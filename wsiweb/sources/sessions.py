@@ -34,7 +34,7 @@ class TokenAuth(AuthBase):
 
     def __init__(self, token: str | Callable[[], str]) -> None:
         self.supplier = token
-        self._token: object = None if callable(token) else token
+        self._token: str | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,20 +53,26 @@ class TokenAuth(AuthBase):
 
     def _current(self) -> str:
         with self._lock:
-            if self._token is None and callable(self.supplier):
-                try:
-                    self._token = self.supplier()
-                except Exception as error:
-                    raise AuthenticationError(f"token= raised {type(error).__name__} when it was called.") from error
-            if not isinstance(self._token, str):
-                kind = type(self._token).__name__
-                raise AuthenticationError(f"token= is a string, or a callable that returns one; this is {kind}.")
-            if not _TOKEN.fullmatch(self._token):
-                raise AuthenticationError(
-                    "token= is empty, or has spaces, line breaks or other characters that no bearer token has (RFC "
-                    "6750). Pass it without the word Bearer, and strip what was read from a file."
-                )
+            if self._token is None:
+                self._token = self._had()
             return self._token
+
+    def _had(self) -> str:
+        token: Any = self.supplier
+        if callable(token):
+            try:
+                token = token()
+            except Exception as error:
+                raise AuthenticationError(f"token= raised {type(error).__name__} when it was called.") from error
+        if not isinstance(token, str):
+            kind = type(token).__name__
+            raise AuthenticationError(f"token= is a string, or a callable that returns one; this is {kind}.")
+        if not _TOKEN.fullmatch(token):
+            raise AuthenticationError(
+                "token= is empty, or has spaces, line breaks or other characters that no bearer token has (RFC 6750). "
+                "Pass it without the word Bearer, and strip what was read from a file."
+            )
+        return token
 
     def renew(self, refused: str | None) -> bool:
         """Drop the token that was refused; False where there is no way to get another."""
