@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import threading
 from typing import Any
@@ -13,7 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiweb.memory import IDLE_BYTES, LARGEST_BYTES, SLAB_BYTES, SMALLEST_BYTES, ArrayPool
+from wsiweb.memory import (
+    HUGE_PAGE_BYTES,
+    IDLE_BYTES,
+    LARGEST_BYTES,
+    ROW_OFFSET_BYTES,
+    SLAB_BYTES,
+    SMALLEST_BYTES,
+    ArrayPool,
+)
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +42,22 @@ def test_arrays_are_as_numpys(shape: tuple[int, ...], dtype: str) -> None:
     assert array.flags.aligned
     array[...] = 1
     assert (array == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(240, 240, 3), (256, 256, 3), (256, 256), (512, 512, 3), (1024, 1024, 3)])
+def test_no_row_of_a_tile_begins_where_libjpeg_would_bypass_the_caches(shape: tuple[int, ...]) -> None:
+    pool = ArrayPool()
+    arrays = [pool.empty(shape, np.uint8) for _ in range(2 * SLAB_BYTES // math.prod(shape))]
+    assert all(address(row) % 32 for array in arrays for row in array)
+
+
+@pytest.mark.parametrize("size", [SMALLEST_BYTES, 196_608, 1 << 20, SLAB_BYTES, 5 * SLAB_BYTES, 50_000_000])
+def test_slabs_fill_whole_huge_pages(size: int) -> None:
+    """Or touching the first and the last bytes of one would cost a huge page each that holds nothing else."""
+    pool = ArrayPool()
+    arrays = [pool.empty((size,), np.uint8) for _ in range(max((SLAB_BYTES - ROW_OFFSET_BYTES) // size, 1))]
+    first, last = min(map(address, arrays)), max(map(address, arrays)) + size - 1
+    assert last // HUGE_PAGE_BYTES - first // HUGE_PAGE_BYTES < -(-len(arrays) * size // HUGE_PAGE_BYTES)
 
 
 def test_a_view_holds_the_memory() -> None:

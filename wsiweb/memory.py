@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SLAB_BYTES = 8 << 20
 """From 4 MiB on, numpy asks for huge pages."""
+HUGE_PAGE_BYTES = 2 << 20
+ROW_OFFSET_BYTES = 8
+"""By which what shares a slab lies off a multiple of 32: rows that begin at one are written past the caches by
+libjpeg-turbo, and decoded tiles are copied from there at once."""
 SMALLEST_BYTES = 32 << 10
 """Of an array from here; smaller ones come from memory that the process uses again anyway."""
 IDLE_BYTES = 8 * SLAB_BYTES
@@ -41,9 +45,16 @@ class _Slab:
 
     def __init__(self, size: int, returned: Callable[[_Place], None]) -> None:
         self.size = size
-        self.places = max(SLAB_BYTES // size, 1)
-        memory = np.empty(size * self.places, np.uint8).data
+        self.places = max((SLAB_BYTES - ROW_OFFSET_BYTES) // size, 1)
+        memory = _huge_pages(size * self.places, ROW_OFFSET_BYTES if self.places > 1 else 0)
         self.free = [_Place(self, memory[n * size : (n + 1) * size], returned) for n in reversed(range(self.places))]
+
+
+def _huge_pages(size: int, offset: int) -> memoryview:
+    """Return new memory, from so far behind the beginning of a huge page: before the first, it comes by 4 kB a time."""
+    room = np.empty(size + HUGE_PAGE_BYTES + offset, np.uint8)
+    start = -room.ctypes.data % HUGE_PAGE_BYTES + offset
+    return room[start : start + size].data
 
 
 class _Place:
