@@ -12,11 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from wsiweb import stitch
 from wsiweb.cache import AbandonedError
-from wsiweb.memory import SLAB_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -229,9 +226,8 @@ class Board:
         if job.array is None:
             array = job.out
             if array is None:
-                # One small array alone, kept by its owner, would hold the slab of many.
-                alone = self._alone and job.finish is None and job.plan.output_bytes < SLAB_BYTES
-                empty = np.empty if alone else self._memory.empty
+                kept = self._alone and job.finish is None
+                empty = self._memory.alone if kept else self._memory.empty
                 array = empty(job.plan.shape, job.plan.dtype)
             with self._lock:
                 if job.array is None:  # else another thread was faster

@@ -26,8 +26,8 @@ SLAB_BYTES = 8 << 20
 """From 4 MiB on, numpy asks for huge pages."""
 HUGE_PAGE_BYTES = 2 << 20
 ROW_OFFSET_BYTES = 8
-"""By which what shares a slab lies off a multiple of 32: rows that begin at one are written past the caches by
-libjpeg-turbo, and decoded tiles are copied from there at once."""
+"""By which arrays of bytes that share a slab lie off a multiple of 32: rows that begin at one are written past the
+caches by libjpeg-turbo, and decoded tiles are copied from there at once. Others are aligned, for the sake of sums."""
 SMALLEST_BYTES = 32 << 10
 """Of an array from here; smaller ones come from memory that the process uses again anyway."""
 IDLE_BYTES = 8 * SLAB_BYTES
@@ -41,13 +41,16 @@ _STEPS = 8
 class _Slab:
     """Memory for several arrays of about one size, or for a large one."""
 
-    __slots__ = ("free", "places", "size")
+    __slots__ = ("free", "kind", "places", "size")
 
-    def __init__(self, size: int, returned: Callable[[_Place], None]) -> None:
-        self.size = size
-        self.places = max((SLAB_BYTES - ROW_OFFSET_BYTES) // size, 1)
-        memory = _huge_pages(size * self.places, ROW_OFFSET_BYTES if self.places > 1 else 0)
-        self.free = [_Place(self, memory[n * size : (n + 1) * size], returned) for n in reversed(range(self.places))]
+    def __init__(self, kind: tuple[int, int], returned: Callable[[_Place], None]) -> None:
+        self.kind = kind
+        """Size of an array in bytes, and by how many it is off the beginning of a huge page."""
+        self.size, offset = kind
+        self.places = max((SLAB_BYTES - offset) // self.size, 1)
+        memory = _huge_pages(self.size * self.places, offset)
+        starts = reversed(range(0, self.size * self.places, self.size))
+        self.free = [_Place(self, memory[start : start + self.size], returned) for start in starts]
 
 
 def _huge_pages(size: int, offset: int) -> memoryview:
@@ -81,7 +84,7 @@ class ArrayPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slabs: defaultdict[int, list[_Slab]] = defaultdict(list)  # those with free places, by their size
+        self._slabs: defaultdict[tuple[int, int], list[_Slab]] = defaultdict(list)  # those with free places
         self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
         self._idle_bytes = 0
         self._lent: set[_Place] = set()
@@ -97,12 +100,13 @@ class ArrayPool:
             return np.empty(shape, kind)
         step = (1 << (needed - 1).bit_length()) // (2 * _STEPS)
         size = -(-needed // step) * step
+        slab_kind = size, ROW_OFFSET_BYTES if kind.itemsize == 1 and 2 * size < SLAB_BYTES else 0
         with self._lock:
             if self._returned:
                 self._collect()
-            slabs = self._slabs[size]
+            slabs = self._slabs[slab_kind]
             if not slabs:
-                slabs.append(_Slab(size, self._take_back))
+                slabs.append(_Slab(slab_kind, self._take_back))
             slab = slabs[-1]
             self._wake(slab)
             place = slab.free.pop()
@@ -113,6 +117,11 @@ class ArrayPool:
         whole = np.frombuffer(place.memory, kind, count)
         place.lend(whole)
         return whole.reshape(shape)
+
+    def alone(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
+        """Return an array as ``empty`` does, which may be kept for long: a small one does not hold a slab of many."""
+        small = math.prod(shape) * np.dtype(dtype).itemsize < SLAB_BYTES
+        return np.empty(shape, dtype) if small else self.empty(shape, dtype)
 
     def collect(self) -> None:
         """Take back what was let go, unless somebody is about to."""
@@ -129,7 +138,7 @@ class ArrayPool:
             self._lent.discard(place)
             slab = place.slab
             if not slab.free:
-                self._slabs[slab.size].append(slab)
+                self._slabs[slab.kind].append(slab)
             slab.free.append(place)
             if len(slab.free) == slab.places:
                 self._idle[slab] = None
@@ -137,7 +146,7 @@ class ArrayPool:
         while self._idle_bytes > IDLE_BYTES:
             slab = next(iter(self._idle))
             self._wake(slab)
-            self._slabs[slab.size].remove(slab)
+            self._slabs[slab.kind].remove(slab)
 
     def _wake(self, slab: _Slab) -> None:
         """Note that a slab is not idle any more, if it was."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import operator
+import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, cast
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb import icc
 from wsiweb.board import Job
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from wsiweb.images import Channel
     from wsiweb.reader import Reader
+    from wsiweb.resample import Empty
     from wsiweb.resolution import View
 
     Pixels = npt.NDArray[Any]
@@ -32,6 +33,32 @@ Region = tuple[int, int, int, int]
 _CONVERTED_ROWS = 256
 _BAND_BYTES = 4 << 20
 """Of a level's pixels that are resampled by one thread; others go on meanwhile."""
+
+
+@dataclass(slots=True, eq=False)
+class _Bands:
+    """The array of a region that is resampled in bands, each in a decode thread; made with the first that comes."""
+
+    view: View
+    region: Rectangle
+    background: tuple[int, ...]
+    empty: Empty
+    """Makes the array."""
+    scratch: Empty
+    """Makes arrays for intermediate sums."""
+    array: Pixels | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def finish(self, band: Rectangle, pixels: Pixels) -> Pixels:
+        """Fill the rows of a band from the level's pixels; return the whole region."""
+        region = self.region
+        with self.lock:
+            if self.array is None:
+                self.array = self.empty((region.h, region.w, *pixels.shape[2:]), pixels.dtype)
+            array = self.array
+        rows = array[band.y - region.y : band.bottom - region.y]
+        self.view.resample(pixels, band, self.background, rows, self.scratch)
+        return array
 
 
 class RegionArrays:
@@ -73,7 +100,7 @@ class RegionArrays:
         outs = iter(outs) if outs is not None else None
         direct = not view.resampled  # a level's own pixels go straight where they belong
         self._targets = None if direct else outs
-        drawn: deque[int] = deque()  # the parts of what was planned and is not read yet
+        drawn: deque[int] = deque()  # how many bands what was planned and is not read yet has
 
         planner = RegionPlanner(view.level, channels, stacked=stacked)
 
@@ -90,11 +117,12 @@ class RegionArrays:
                     drawn.append(1)
                     yield planned(region, region)
                     continue
-                parts = _bands(view, region)
-                drawn.append(len(parts))
-                for part in parts:
-                    finish = functools.partial(view.resample, region=part, background=background)
-                    yield planned(view.source_of(part), part, finish)
+                bands = _bands(view, region)
+                drawn.append(len(bands))
+                empty = reader.memory.alone if single else reader.memory.empty
+                whole = _Bands(view, region, background, empty, reader.memory.empty)
+                for band in bands:
+                    yield planned(view.source_of(band), band, functools.partial(whole.finish, band))
 
         self._drawn = drawn
         self._stream = reader.stream(
@@ -113,16 +141,15 @@ class RegionArrays:
 
     def outcome(self) -> Pixels | BaseException:
         """Return the next region, or why it cannot be read; those behind it can. Else as ``next``."""
-        parts = [self._stream.outcome()]  # when it is known of how many
-        count = self._drawn.popleft()
+        array = self._stream.outcome()  # when it is known of how many bands
+        left = self._drawn.popleft() - 1
         target = None if self._targets is None else next(self._targets)
-        while len(parts) < count and not isinstance(parts[-1], BaseException):
-            parts.append(self._stream.outcome())
-        last = parts[-1]
-        if isinstance(last, BaseException):
-            self._stream.skip(count - len(parts))
-            return last
-        array = last if count == 1 else np.concatenate(cast("list[Pixels]", parts))
+        while left and not isinstance(array, BaseException):
+            array = self._stream.outcome()
+            left -= 1
+        if isinstance(array, BaseException):
+            self._stream.skip(left)
+            return array
         if target is not None:
             target[...] = array
             array = target

@@ -11,12 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiweb.errors import RegionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Empty = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 _Sample = TypeVar("_Sample", np.uint8, np.uint16)
 _Float: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -77,6 +82,8 @@ def reduce_area(
     origin: tuple[float, float],
     scale: tuple[float, float],
     size: tuple[int, int],
+    out: npt.NDArray[_Sample] | None = None,
+    scratch: Empty = np.empty,
 ) -> npt.NDArray[_Sample]:
     """Reduce by area weighting.
 
@@ -94,10 +101,14 @@ def reduce_area(
         Source pixels for each output pixel, (x, y).
     size
         (w, h) of the output.
+    out
+        Array of that size and of the source's type to write to; None makes one.
+    scratch
+        Makes arrays for intermediate sums, as ``numpy.empty`` does.
 
     Returns
     -------
-    ``(h, w, 3)`` or ``(h, w)`` of the source's type, rounded half up; C-contiguous.
+    ``out``, or a new array: ``(h, w, 3)`` or ``(h, w)`` of the source's type; rounded half up.
 
     Raises
     ------
@@ -107,7 +118,7 @@ def reduce_area(
     _check(source, origin, scale, size)
     rows = _area_taps(origin[1], scale[1], size[1], source.shape[0], "rows")
     columns = _area_taps(origin[0], scale[0], size[0], source.shape[1], "columns")
-    return _resample(source, rows, columns, scale)
+    return _resample(source, rows, columns, scale, out, scratch)
 
 
 def enlarge_bilinear(
@@ -116,6 +127,8 @@ def enlarge_bilinear(
     origin: tuple[float, float],
     scale: tuple[float, float],
     size: tuple[int, int],
+    out: npt.NDArray[_Sample] | None = None,
+    scratch: Empty = np.empty,
 ) -> npt.NDArray[_Sample]:
     """Enlarge by bilinear interpolation between the centres of source pixels.
 
@@ -132,10 +145,14 @@ def enlarge_bilinear(
         Source pixels for each output pixel, (x, y); less than 1.
     size
         (w, h) of the output.
+    out
+        Array of that size and of the source's type to write to; None makes one.
+    scratch
+        Makes arrays for intermediate sums, as ``numpy.empty`` does.
 
     Returns
     -------
-    ``(h, w, 3)`` or ``(h, w)`` of the source's type, rounded half up; C-contiguous.
+    ``out``, or a new array: ``(h, w, 3)`` or ``(h, w)`` of the source's type; rounded half up.
 
     Raises
     ------
@@ -145,7 +162,7 @@ def enlarge_bilinear(
     _check(source, origin, scale, size)
     rows = _bilinear_taps(origin[1], scale[1], size[1], source.shape[0])
     columns = _bilinear_taps(origin[0], scale[0], size[0], source.shape[1])
-    return _resample(source, rows, columns, scale)
+    return _resample(source, rows, columns, scale, out, scratch)
 
 
 def _check(
@@ -186,11 +203,15 @@ def _bilinear_taps(origin: float, scale: float, count: int, available: int) -> _
 
 
 def _resample(
-    source: npt.NDArray[_Sample], rows: _Taps, columns: _Taps, scale: tuple[float, float]
+    source: npt.NDArray[_Sample],
+    rows: _Taps,
+    columns: _Taps,
+    scale: tuple[float, float],
+    out: npt.NDArray[_Sample] | None,
+    scratch: Empty,
 ) -> npt.NDArray[_Sample]:
     height, width, samples = len(rows.first), len(columns.first), source[0, 0].size
-    result = np.empty((height, width, *source.shape[2:]), source.dtype)
-    flat_result = result.reshape(height, width * samples)
+    result = np.empty((height, width, *source.shape[2:]), source.dtype) if out is None else out
     # float32 holds means of 8-bit samples to less than the bias, which takes ties up in spite of rounding
     precision: type[np.floating[Any]]
     precision, bias = (np.float32, 2.0**-13) if source.dtype == np.uint8 else (np.float64, 2.0**-24)
@@ -203,9 +224,9 @@ def _resample(
     tiles_across = _tiles(across, tile_columns / max(scale[0], 1))
     # Memory for one tile serves for all: new memory would cost as much as the sums.
     most_rows, most_columns = tiles_down[0].count, max(tile.stop - tile.start for tile in tiles_across) * samples
-    tile_memory = np.empty(most_rows * down.span * most_columns, precision)
-    summed_memory = np.empty(most_rows * down.count * most_columns, precision)
-    means_memory = np.empty((most_rows * down.count, tiles_across[0].count * step), precision)
+    tile_memory = scratch((most_rows * down.span * most_columns,), precision)
+    summed_memory = scratch((most_rows * down.count * most_columns,), precision)
+    means_memory = scratch((most_rows * down.count, tiles_across[0].count * step), precision)
     for y, x in itertools.product(tiles_down, tiles_across):
         part = source[down.pixels[y.blocks], x.start : x.stop].reshape(y.count, down.span, -1)
         tile = tile_memory[: part.size].reshape(part.shape)
@@ -223,7 +244,7 @@ def _resample(
         means *= np.repeat(1 / columns.total[left:right], samples).astype(precision)
         means *= (1 / rows.total[top:bottom]).astype(precision)[:, np.newaxis]
         means += 0.5 + bias
-        flat_result[top:bottom, left * samples : right * samples] = means
+        result[top:bottom, left:right] = means.reshape(bottom - top, right - left, *source.shape[2:])
     return result
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.pyramid import Level
+    from wsiweb.resample import Empty
+
+    Pixels = npt.NDArray[Any]
 
 TOLERANCE = 0.01
 """Resolutions that differ by no more are the same."""
@@ -78,32 +81,28 @@ class View:
         bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
         return Rectangle(x, y, max(right - x, 1), max(bottom - y, 1)).intersection(self.level.bounds)
 
-    def resample(self, pixels: npt.NDArray[Any], region: Rectangle, background: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Make a region of the view from the pixels of ``source_of(region)``."""
-        if not self.resampled:
-            return pixels
+    def resample(
+        self, pixels: Pixels, region: Rectangle, background: tuple[int, ...], out: Pixels, scratch: Empty = np.empty
+    ) -> None:
+        """Make a region of a view that is resampled, in ``out``, from the pixels of ``source_of(region)``.
+
+        ``scratch`` makes arrays for intermediate sums.
+        """
         source, inside = self.source_of(region), region.intersection(self.bounds)
+        if inside != region:
+            out[...] = background if out.ndim == 3 else background[0]
         if inside.empty:
-            return _filled((region.h, region.w, *pixels.shape[2:]), pixels.dtype, background)
+            return
+        dx, dy = inside.x - region.x, inside.y - region.y
         work = enlarge_bilinear if min(self.scale) < 1 - TOLERANCE else reduce_area
-        image = work(
+        work(
             pixels,
             origin=(inside.x * self.scale[0] - source.x, inside.y * self.scale[1] - source.y),
             scale=self.scale,
             size=(inside.w, inside.h),
+            out=out[dy : dy + inside.h, dx : dx + inside.w],
+            scratch=scratch,
         )
-        if inside == region:
-            return image
-        whole = _filled((region.h, region.w, *image.shape[2:]), image.dtype, background)
-        dx, dy = inside.x - region.x, inside.y - region.y
-        whole[dy : dy + inside.h, dx : dx + inside.w] = image
-        return whole
-
-
-def _filled(shape: tuple[int, ...], dtype: np.dtype[Any], background: tuple[int, ...]) -> npt.NDArray[Any]:
-    whole = np.empty(shape, dtype)
-    whole[...] = background if whole.ndim == 3 else background[0]
-    return whole
 
 
 def view_of_level(level: Level) -> View:
