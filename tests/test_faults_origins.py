@@ -409,6 +409,18 @@ def test_what_the_user_says_goes_before_the_environment(
         read(slide, truth)
 
 
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_of_the_environment_are_heeded(
+    truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DICOMwebServer(truth.folder, tls=secure) as server:
+        with pytest.raises(SourceError, match="TLS"):
+            open_slide(server, truth)
+        monkeypatch.setenv(name, str(certificate))
+        with open_slide(server, truth) as slide:
+            read(slide, truth)
+
+
 @pytest.fixture
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

@@ -106,7 +106,7 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
     own.headers = CaseInsensitiveDict(session.headers)
     own.proxies = dict(session.proxies)
     if session.trust_env:
-        if _environment_says() or getattr(session.merge_environment_settings, "__func__", None) is not _MERGE:
+        if _environment_says(url) or getattr(session.merge_environment_settings, "__func__", None) is not _MERGE:
             found = session.merge_environment_settings(url, {}, None, None, None)
             own.proxies = found["proxies"]
             if session.verify is True:  # requests itself lets the environment overrule what the user says
@@ -123,11 +123,13 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
     return own
 
 
-def _environment_says() -> bool:
+def _environment_says(url: str) -> bool:
     """Whether there may be proxies or certificates to find: to ask requests takes longer than to parse the metadata."""
     if urllib.request.getproxies is not urllib.request.getproxies_environment:
         return True  # the system has settings of its own (macOS, Windows)
-    return any(name in _CERTIFICATES or name.lower().endswith("_proxy") for name in os.environ)
+    if not url.lower().startswith("http:") and not _CERTIFICATES.isdisjoint(os.environ):
+        return True
+    return any(name.lower().endswith("_proxy") for name in os.environ)
 
 
 def _own_adapter(adapter: Any, connections: int) -> Any:
