@@ -161,6 +161,12 @@ def test_credentials_are_missing(server: DICOMwebServer, series: str, status: in
     assert server.count() == 2
 
 
+def test_who_finds_nothing_does_not_know_whether_credentials_are_needed(server: DICOMwebServer, series: str) -> None:
+    server.fault = lambda request: Fault(status=404)
+    check = examine(series).check("authentication")
+    assert (check.status, check.finding) == ("skipped", "Nothing was found that could be refused.")
+
+
 def test_credentials_are_wrong(server: DICOMwebServer, series: str) -> None:
     server.fault = lambda request: Fault(status=401)
     check = examine(series, token="abcdefgh").check("authentication")

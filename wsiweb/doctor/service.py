@@ -128,6 +128,8 @@ def check_authentication(exchanges: Sequence[Exchange], sent: Sequence[str], adv
         return Check("authentication", "failed", str(unsent[0]), "Nothing was sent.", figures)
     if not answered:
         return Check("authentication", "skipped", "Nothing was answered.", figures=figures)
+    if not refused and not any(200 <= (exchange.status or 0) < 300 for exchange in answered):
+        return Check("authentication", "skipped", "Nothing was found that could be refused.", figures=figures)
     if not refused:
         finding = f"{credentials} went along, and nothing was refused" if sent else "Not needed: none was sent"
         return Check("authentication", "ok", finding, figures=figures)
