@@ -137,7 +137,11 @@ def _scale() -> list[Workload]:
     for n in (1, 2, 4, 8, 16, 32, 64):
         title = f"cold 4096² over {n} connections"
         options = (("max_connections", n),)
-        found.append(Workload(f"scale-connections-{n}", title, "region", side=4096, options=options, extra=True))
+        name = f"scale-connections-{n}"
+        found.append(Workload(name, title, "region", side=4096, options=options, extra=True))
+        title = f"200 random patches 512² over {n} connections"
+        name = f"scale-patches-connections-{n}"
+        found.append(Workload(name, title, "regions", side=512, count=200, options=options, extra=True))
     return found
 
 

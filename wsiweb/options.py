@@ -16,7 +16,8 @@ class ReadOptions:
     Parameters
     ----------
     max_connections
-        Requests in flight at once (1 to 256). A local slide uses as many reading threads.
+        Requests in flight at once (1 to 256). More help where each connection carries little, as over long distances,
+        and where the service does not mind. A local slide uses as many reading threads.
     frames_per_request
         Hard cap on the frames of one request; None lets the library choose.
     decode_threads
