@@ -213,12 +213,21 @@ def cut(image: npt.NDArray[Any], region: Rectangle) -> npt.NDArray[Any]:
 
 
 def resampled(view: View, image: npt.NDArray[Any], region: Rectangle, background: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return a region of a view; every pixel of ``out`` is written, and nothing else of the array that it lies in."""
+    """Return a region of a view; every pixel of ``out`` is written, and nothing else of the array that it lies in.
+
+    Nor does what was in memory before show.
+    """
     results = []
     for undefined in (0, 255):
         around = np.full((region.h + 2, region.w + 3, *image.shape[2:]), undefined, image.dtype)
         out = around[1:-1, 1:-2]
-        view.resample(cut(image, view.source_of(region)), region, background, out)
+        view.resample(
+            cut(image, view.source_of(region)),
+            region,
+            background,
+            out,
+            lambda shape, dtype: np.full(shape, np.nan, dtype),
+        )
         results.append(out.copy())
         out[...] = undefined
         assert (around == undefined).all()

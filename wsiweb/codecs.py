@@ -16,15 +16,13 @@ from wsiweb.colour import ybr_full_to_rgb
 from wsiweb.errors import DecodeError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
+    from wsiweb.memory import Empty
     from wsiweb.metadata import PixelFormat
     from wsiweb.sources.base import EncodedFrame
 
     Pixels = npt.NDArray[Any]
-    Empty = Callable[[tuple[int, ...], npt.DTypeLike], Pixels]
 
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", EXPLICIT_BIG_ENDIAN})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Pixels = npt.NDArray[Any]
+    Empty = Callable[[tuple[int, ...], npt.DTypeLike], Pixels]
+    """Makes arrays as ``numpy.empty`` does."""
 
 SLAB_BYTES = 8 << 20
 """From 4 MiB on, numpy asks for huge pages."""

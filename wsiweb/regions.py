@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.images import Channel
+    from wsiweb.memory import Empty
     from wsiweb.reader import Reader
-    from wsiweb.resample import Empty
     from wsiweb.resolution import View
 
     Pixels = npt.NDArray[Any]

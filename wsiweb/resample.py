@@ -19,9 +19,7 @@ import numpy.typing as npt
 from wsiweb.errors import RegionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Empty = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+    from wsiweb.memory import Empty
 
 _Sample = TypeVar("_Sample", np.uint8, np.uint16)
 _Float: TypeAlias = npt.NDArray[np.floating[Any]]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.memory import Empty
     from wsiweb.pyramid import Level
-    from wsiweb.resample import Empty
 
     Pixels = npt.NDArray[Any]
 
