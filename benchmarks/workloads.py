@@ -135,11 +135,11 @@ def _scale() -> list[Workload]:
         name = f"scale-region-{n * n}"
         found.append(Workload(name, title, "region", "scale-99856", ("lan",), side=n * 256, aligned=True, extra=True))
     for n in (1, 2, 4, 8, 16, 32, 64):
-        title = f"cold 4096² over {n} connections"
+        title = f"cold 4096² over {n} connections at most"
         options = (("max_connections", n),)
         name = f"scale-connections-{n}"
         found.append(Workload(name, title, "region", side=4096, options=options, extra=True))
-        title = f"200 random patches 512² over {n} connections"
+        title = f"200 random patches 512² over {n} connections at most"
         name = f"scale-patches-connections-{n}"
         found.append(Workload(name, title, "regions", side=512, count=200, options=options, extra=True))
     return found

@@ -68,7 +68,7 @@ LAYERS = {
         ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval", "sources.store"),
         ("sources.pace",),
-        ("sources.accept", "sources.services"),
+        ("sources.accept", "sources.conclusions", "sources.services"),
         ("sources.answers",),
         ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.sessions",),

@@ -11,16 +11,14 @@ from dicomweb_server import DICOMwebServer
 from faults import Fault, Request
 
 from wsiweb import ReadOptions, Slide
-from wsiweb.sources.base import Cancellation
+from wsiweb.sources.base import MODERATE_CONNECTIONS, Cancellation
+from wsiweb.sources.conclusions import Conclusions, Sample, conclude
 from wsiweb.sources.pace import (
     BYTES,
     FRAMES_WHERE_REQUESTS_ARE_DEAR,
     MOST_FRAMES,
     NEAR_CONNECTIONS,
-    Conclusions,
     Pace,
-    Sample,
-    conclude,
 )
 from wsiweb.sources.services import UNKNOWN, ServiceKind, recognise
 
@@ -124,13 +122,78 @@ def test_the_wait_for_a_request_is_a_small_part_of_it(wait: float, each: float, 
 @pytest.mark.parametrize(("wait", "each", "expected"), [
     (0.001, 0.00005, NEAR_CONNECTIONS),  # near
     (0.001, 0.0003, 7),
-    (0.03, 0.0012, 16),
+    (0.03, 0.0012, 8),
 ])  # fmt: skip
 def test_no_more_connections_are_used_than_frames_can_be(wait: float, each: float, expected: int) -> None:
     seen = samples(wait, each, 100, in_flight=1, frames=64) + samples(wait, each, 100, in_flight=8, frames=64)
     pace = paced(seen, connections=16)
     assert pace.traits().connections == expected
     assert pace.advise(100_000).requests == expected
+
+
+def carried(each: float, in_flight: float, *, frames: int = 50, times: int = 8) -> list[Sample]:
+    """Answers after 100 ms, of connections that carry so many bytes a second each."""
+    size = frames * 20_000
+    return [Sample("1", frames, size, 0.1, 0.1 + size / each, in_flight)] * times
+
+
+@pytest.mark.parametrize(("found", "connections", "expected"), [
+    (carried(12e6, 8), 64, 8),
+    (carried(100e6, 8), 64, 8),
+    (carried(4e6, 8), 16, 16),
+    (carried(4e6, 8), 64, 24),
+    (carried(4e6, 8), 6, 6),
+    (carried(4e6, 8) + carried(4e6, 16), 64, 24),
+    (carried(4e6, 8) + carried(2.1e6, 16), 64, 8),  # the same in all
+    (carried(4e6, 8) + carried(3e6, 16), 64, 24),
+    (carried(1e6, 2) + carried(1e6, 16), 64, 64),
+    (carried(0.5e6, 8, frames=1, times=4), 64, 8),  # too little to tell
+])  # fmt: skip
+def test_more_than_a_moderate_number_of_connections_need_a_reason(
+    found: list[Sample], connections: int, expected: int
+) -> None:
+    pace = paced(found, connections=connections)
+    assert pace.traits().connections == pace.advise(100_000).connections == expected
+    assert pace.advise(100_000).requests == expected
+
+
+@pytest.mark.parametrize(("wait", "expected"), [
+    (0.03, 8),
+    (0.045, 12),
+    (0.1, 24),
+    (0.25, 24),
+    (0.5, 8),  # nobody is as far as that: it was the metadata that took so long
+])  # fmt: skip
+def test_a_service_whose_answers_begin_late_is_taken_for_distant(wait: float, expected: int) -> None:
+    assert Pace(64, wait_seconds=wait).advise(100_000).connections == expected
+    assert Pace(64, ServiceKind("x", max_connections=4), wait_seconds=wait).advise(100_000).connections == 4
+
+
+def test_where_requests_are_work_no_more_than_a_moderate_number_is_made() -> None:
+    seen = samples(0.5, 0.001, 14, in_flight=1) + samples(0.5, 0.001, 14, in_flight=40)
+    assert conclude(seen, None).dear
+    assert paced(seen, connections=64).advise(100_000).requests <= 8
+
+
+def test_a_failure_ends_what_was_more_than_moderate() -> None:
+    pace = Pace(16, wait_seconds=0.1)
+    assert pace.advise(1000).connections == 16
+    pace.failed()
+    assert pace.advise(1000).connections == 8
+    assert not pace.traits().throttled
+    pace.failed()
+    assert pace.advise(1000).connections == 8
+    pace.throttled()
+    assert pace.advise(1000).connections == 4
+    assert pace.traits().throttled
+    pace.failed()
+    assert pace.advise(1000).connections == 4
+
+
+def test_throttling_halves_what_was_in_use_and_not_what_might_have_been() -> None:
+    pace = Pace(64, wait_seconds=0.03)
+    pace.throttled()
+    assert pace.advise(1000).connections == 4
 
 
 def test_a_service_that_answered_at_once_is_taken_for_near() -> None:
@@ -302,3 +365,36 @@ def test_a_server_with_latency_is_asked_on_several_connections(server: DICOMwebS
         server.forget()
         slide.read_region(0, 2400, 0, 1800, 4100)
         assert server.count("frames") > 1
+        assert max(request.concurrent for request in server.requests) <= MODERATE_CONNECTIONS
+
+
+def far(request: Request) -> Fault | None:
+    """Answer after 100 ms, over connections that carry 2 MB/s."""
+    if request.kind != "frames":
+        return Fault(latency_seconds=0.1)
+    return Fault(latency_seconds=0.1, drip=(20_000, 0.01))
+
+
+def test_a_distant_server_is_asked_on_more_connections(server: DICOMwebServer, big: SyntheticSlide) -> None:
+    server.fault = far
+    with Slide.open(server.series_url(big.study_uid, big.series_uid)) as slide:
+        region = slide.read_region(0, 0, 0, 4200, 4150)
+        np.testing.assert_array_equal(region, big.truth(0, 0, 0, 4200, 4150))
+    most = max(request.concurrent for request in server.requests)
+    assert MODERATE_CONNECTIONS < most <= ReadOptions().max_connections
+
+
+@pytest.mark.parametrize("refusal", [Fault(status=503), Fault(reset_after_bytes=0)])
+def test_a_distant_server_that_takes_no_more_connections_is_asked_on_fewer(
+    server: DICOMwebServer, big: SyntheticSlide, refusal: Fault
+) -> None:
+    """As nginx does with limit_conn, and firewalls do."""
+    server.fault = lambda request: refusal if request.concurrent > MODERATE_CONNECTIONS else far(request)
+    options = ReadOptions(tile_cache_bytes=0, frame_cache_bytes=0)
+    with Slide.open(server.series_url(big.study_uid, big.series_uid), options=options) as slide:
+        region = slide.read_region(0, 0, 0, 4200, 4150)
+        np.testing.assert_array_equal(region, big.truth(0, 0, 0, 4200, 4150))
+        assert max(request.concurrent for request in server.requests) > MODERATE_CONNECTIONS
+        server.forget()
+        slide.read_region(0, 0, 0, 4200, 4150)
+        assert max(request.concurrent for request in server.requests) <= MODERATE_CONNECTIONS

@@ -104,6 +104,58 @@ def test_map_returns_in_order_and_raises() -> None:
     threads.close()
 
 
+def test_no_more_work_at_once_than_allowed() -> None:
+    threads = Workers(6, "test")
+    lock = threading.Lock()
+    inside = 0
+    most: list[int] = [0]
+
+    def job() -> None:
+        nonlocal inside
+        with lock:
+            inside += 1
+            most[-1] = max(most[-1], inside)
+        time.sleep(0.002)
+        with lock:
+            inside -= 1
+
+    for allowed in (2, 5, 1, 100):
+        threads.allow(allowed)
+        list(threads.map(lambda _: job(), range(24)))  # which ends when all are done
+        most.append(0)
+    assert most == [2, 5, 1, 6, 0]
+    threads.close()
+
+
+@pytest.mark.parametrize("fewer", [1, 2])
+def test_a_change_of_what_is_allowed_loses_no_job(fewer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that wait are begun when more are allowed, and done by those who stay when fewer are."""
+    monkeypatch.setattr(workers, "_LINGER_SECONDS", 0.001)
+    threads = Workers(8, "test")
+    free = threading.Event()
+    begun = threading.Semaphore(0)
+
+    done: list[int] = []
+
+    def job(number: int) -> None:
+        begun.release()
+        blocked(free, partial(done.append, number))
+
+    threads.allow(fewer)
+    for number in range(30):
+        threads.add(partial(job, number))
+    for _ in range(fewer):
+        assert begun.acquire(timeout=PATIENCE_SECONDS)
+    assert not begun.acquire(timeout=0.02)
+    threads.allow(8)  # no further job comes
+    for _ in range(8 - fewer):
+        assert begun.acquire(timeout=PATIENCE_SECONDS)
+    threads.allow(fewer)
+    free.set()
+    threads.close(PATIENCE_SECONDS)
+    assert sorted(done) == list(range(30))
+
+
 def test_close_lets_jobs_be_done() -> None:
     threads = Workers(2, "test")
     free = threading.Event()

@@ -16,8 +16,9 @@ class ReadOptions:
     Parameters
     ----------
     max_connections
-        Requests in flight at once (1 to 256). More help where each connection carries little, as over long distances,
-        and where the service does not mind. A local slide uses as many reading threads.
+        Requests in flight at once, at most (1 to 256). How many there are follows what the service shows: up to 8 where
+        that is enough, more only where each carries little, as over long distances, and fewer where requests are work
+        for it or it asks for patience. A local slide has up to 8 reading threads.
     frames_per_request
         Hard cap on the frames of one request; None lets the library choose.
     decode_threads
@@ -58,7 +59,7 @@ class ReadOptions:
         An option is out of its range.
     """
 
-    max_connections: int = 8
+    max_connections: int = 16
     frames_per_request: int | None = None
     decode_threads: int | None = None
     tile_cache_bytes: int = 512 * MEBIBYTE

@@ -221,6 +221,7 @@ class Reader:
             left.difference_update(task.key for task, _ in there)
             self._submit_lots(self._decode, there, self._lot_frames(len(there)))
             advice = self.advise(len(missing))
+            self._fetchers.allow(advice.connections)
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
@@ -255,7 +256,8 @@ class Reader:
         advice = self.source.advise(frames)
         cap = self.options.frames_per_request
         most = advice.max_frames if cap is None else min(advice.max_frames, cap)
-        return Advice(min(advice.requests, self.options.max_connections), most)
+        limit = self.options.max_connections
+        return Advice(min(advice.requests, limit), most, min(advice.connections, limit))
 
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""
@@ -277,6 +279,7 @@ class Reader:
         try:
             if errand.cancellation.cancelled:
                 return
+            self._fetchers.allow(self.advise(1).connections)  # by what has been seen since
             for frames in self.source.fetch(instance.batch(numbers, fresh=again), errand.cancellation, guesses.preview):
                 arrived = [(left[frame.frame_number], frame) for frame in frames]
                 self._take_in(arrived, guesses, self._lot_frames(len(tasks)))

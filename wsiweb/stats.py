@@ -17,7 +17,7 @@ class ServiceTraits:
     kind: str
     """What it was recognised as, or "unknown"."""
     connections: int
-    """Requests that may be in flight at once; fewer than the options say where the service throttles."""
+    """Requests that may be in flight at once: fewer than the options allow where more bring nothing."""
     requests_at_once: int
     """Over which a large read is spread."""
     frames_per_request: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import heapq
 import itertools
@@ -32,7 +33,7 @@ class Workers:
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)  # starts its threads on demand
-        self._threads = threads
+        self._threads = self._allowed = threads
         self._lock = threading.Lock()
         self._jobs: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -78,6 +79,17 @@ class Workers:
             self.add(functools.partial(_fulfil, future, functools.partial(function, item)))
         return (future.result() for future, _ in todo)
 
+    def allow(self, threads: int) -> None:
+        """Let no more than so many work from now on, nor more than there may be."""
+        with self._lock:
+            self._allowed = min(threads, self._threads)
+            if self._closed:
+                return
+            bells: list[queue.SimpleQueue[None]] = []
+            with contextlib.suppress(RuntimeError):  # no thread can be started: those that there are do the work
+                bells = self._call(len(self._jobs))
+        _ring(bells)
+
     def close(self, seconds: float | None = None) -> None:
         """Let the jobs that are there be done, and wait for that; not longer than so many seconds."""
         with self._lock:
@@ -91,7 +103,7 @@ class Workers:
     def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
         """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock."""
         bells = [self._waiting.pop() for _ in range(min(jobs, len(self._waiting)))]
-        for _ in range(min(jobs - len(bells), self._threads - self._at_work)):
+        for _ in range(min(jobs - len(bells), self._allowed - self._at_work)):
             loop = self._pool.submit(self._work)
             self._loops.add(loop)
             loop.add_done_callback(self._loops.discard)
@@ -106,6 +118,9 @@ class Workers:
         """Return a job, or None where a thread may go."""
         while True:
             with self._lock:
+                if self._at_work - len(self._waiting) > self._allowed:  # the others will take what there is to do
+                    self._at_work -= 1
+                    return None
                 if self._jobs:
                     return heapq.heappop(self._jobs)[2]
                 if self._spare and not self._closed:

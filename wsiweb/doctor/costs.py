@@ -11,7 +11,7 @@ from wsiweb.doctor.report import Check
 from wsiweb.doctor.subject import affordable, too_dear
 from wsiweb.errors import WsiWebError
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.pace import NOTICEABLE_SECONDS
+from wsiweb.sources.conclusions import NOTICEABLE_SECONDS
 
 if TYPE_CHECKING:
     from wsiweb.doctor.report import Figure

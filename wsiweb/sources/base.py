@@ -52,9 +52,13 @@ class Advice:
     """Over how many requests to spread them."""
     max_frames: int
     """Of one request."""
+    connections: int
+    """Requests in flight at once, whoever makes them."""
 
 
-SPREAD = Advice(requests=256, max_frames=64)
+MODERATE_CONNECTIONS = 8
+"""That services bear; more need a reason."""
+SPREAD = Advice(requests=MODERATE_CONNECTIONS, max_frames=64, connections=MODERATE_CONNECTIONS)
 """Over all that may be in flight; in pieces whose first frame comes soon, and which cost little where one fails."""
 
 

@@ -15,15 +15,15 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
-from wsiweb.sources.base import SPREAD, Advice
+from wsiweb.sources.base import MODERATE_CONNECTIONS, SPREAD, Advice
+from wsiweb.sources.conclusions import Conclusions, Sample, conclude
 from wsiweb.sources.services import UNKNOWN, ServiceKind
 from wsiweb.stats import ServiceTraits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from wsiweb.sources.base import Cancellation
 
@@ -35,9 +35,6 @@ BYTES_WHERE_REQUESTS_ARE_DEAR = 16 << 20
 """Half of what the smallest known limit of an answer is (App Engine, 32 MB)."""
 SINGLES_PAY_FROM = 2.0
 """By how much requests for single frames must be predicted to be faster: a wrong guess costs many requests."""
-DEAR_BELOW = 0.65
-"""A request alone takes less than this share of what one among others takes: then requests are work. Where they are
-done one after the other, three take 1, 2 and 3 times as long, and the share is a half."""
 SECONDS_OF_OUR_OWN = 0.001
 """That a request costs here, in requests, urllib3 and http.client."""
 TYPICAL_SECONDS_PER_FRAME = 0.0015
@@ -49,29 +46,14 @@ NEAR_CONNECTIONS = 4
 """That are never too many."""
 MOST_TIMES_TYPICAL = 3.0
 """That a frame is guessed to take, on lines whose answers begin late."""
-NOTICEABLE_SECONDS = 0.02
-"""Waits shorter than that are not worth a conclusion."""
+TYPICAL_BYTES_PER_SECOND = 12_000_000
+"""Of one connection of such a line. What a moderate number of them carries is as much as two cores decode."""
+DISTANT_SECONDS = 0.3
+"""No answer takes longer to begin for the distance alone: then it was work."""
 TOGETHER_SECONDS = 1.0
-ALONE_BELOW = 1.5
-TOGETHER_FROM = 1.7
-"""Requests in flight, on average, that count as one alone and as many together."""
 _SAMPLES = 64
 _ANSWERS_FOR_A_CONNECTION = 32
 """After a service has throttled: so many answers win one connection back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One answer that came whole."""
-
-    instance_uid: str
-    """Costs of a request differ with the instance, and are compared within one only."""
-    frames: int
-    bytes: int
-    first_byte_seconds: float
-    seconds: float
-    in_flight: float
-    """Requests in flight meanwhile, this one included."""
 
 
 @dataclass(slots=True)
@@ -86,25 +68,6 @@ class Lap:
     def answered(self) -> None:
         """Stop the first part of the time: the first byte is there."""
         self.first_byte = time.monotonic()
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusions:
-    """What samples say."""
-
-    parallel_requests: float | None = None
-    """How many requests the service really works on at once; None where that is not known."""
-    dear: bool = False
-    """Whether requests are work for the service, and few of them best."""
-    seconds_per_request: float | None = None
-    """Until the first byte; None where nothing was seen."""
-    seconds_per_frame: float | None = None
-    """That each frame adds."""
-    least_seconds_per_frame: float | None = None
-    """That was seen, of lists, the wait for the first byte included."""
-    bytes_per_frame: float | None = None
-    seconds_per_single: float | None = None
-    """Of a request for one frame."""
 
 
 class Pace:
@@ -125,6 +88,8 @@ class Pace:
         self, max_connections: int, kind: ServiceKind = UNKNOWN, *, wait_seconds: float = TYPICAL_WAIT_SECONDS
     ) -> None:
         self.kind = kind
+        distant = wait_seconds <= DISTANT_SECONDS
+        self._times_guess = _between(1.0, wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL) if distant else 1.0
         self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL)
         self._least_guess = self._frame_guess + wait_seconds / SPREAD.max_frames
         self._changed = threading.Condition()
@@ -181,16 +146,26 @@ class Pace:
 
     @property
     def _usable(self) -> int:
-        """Connections that requests are spread over.
+        """Connections that requests are spread over."""
+        return min(self._useful, self._connections)
+
+    @property
+    def _useful(self) -> int:
+        """Connections that would be used of a service that bears any number.
 
         Where waiting is all there is to a request, no more than bring frames twice as fast as they can be used: the
-        threads of others would only be in the way.
+        threads of others would only be in the way. More than a moderate number only where each carries so little that
+        the decoders would wait, and for as long as more of them carry more.
         """
-        if self._conclusions.dear:
-            return self._connections
-        seen = self._conclusions.least_seconds_per_frame
-        each = self._least_guess if seen is None else seen
-        return min(max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS), self._connections)
+        seen = self._conclusions
+        if seen.dear:
+            return MODERATE_CONNECTIONS
+        each = seen.least_seconds_per_frame or self._least_guess
+        used = max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS)
+        times = self._times_guess
+        if seen.bytes_per_second is not None:
+            times = 1.0 if seen.shared else TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second
+        return min(used, round(MODERATE_CONNECTIONS * max(times, 1.0)))
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
         """Remember an answer that came whole; to be called while its connection is still held."""
@@ -215,8 +190,15 @@ class Pace:
             if now - self._throttled_at < TOGETHER_SECONDS:
                 return
             self._throttled_at = now
-            self._connections = max(self._connections // 2, 1)
+            self._connections = max(self._usable // 2, 1)
             self._answers_since_throttled = 0
+
+    def failed(self) -> None:
+        """Go back to a moderate number of connections: that there were more may be why a request brought nothing."""
+        with self._changed:
+            if self._usable > MODERATE_CONNECTIONS:
+                self._connections = MODERATE_CONNECTIONS
+                self._answers_since_throttled = 0
 
     def too_large(self, frames: int) -> None:
         """Remember that a request of so many frames was refused for its size."""
@@ -233,6 +215,7 @@ class Pace:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
         with self._changed:
             seen, connections, limit = self._conclusions, self._usable, self._max_frames
+            allowed = self._allowed
         requests = _best_requests(seen, frames, connections, self._frame_guess)
         most, budget = _worth_their_wait(seen), BYTES
         if seen.dear:
@@ -241,61 +224,24 @@ class Pace:
                 requests, most = frames, 1
         if seen.bytes_per_frame:
             most = min(most, max(int(budget / seen.bytes_per_frame), 1))
-        return Advice(requests, min(most, limit or most))
+        return Advice(requests, min(most, limit or most), allowed)
 
     def traits(self) -> ServiceTraits:
         """Return what was learnt, for people."""
         advice = self.advise(FRAMES_WHERE_REQUESTS_ARE_DEAR)
         with self._changed:
-            seen, connections, allowed = self._conclusions, self._connections, self._allowed
+            seen = self._conclusions
+            throttled = self._throttled_at > -math.inf and self._usable < min(self._useful, self._max_connections)
         return ServiceTraits(
             kind=self.kind.name,
-            connections=allowed,
-            requests_at_once=min(advice.requests, allowed),
+            connections=advice.connections,
+            requests_at_once=min(advice.requests, advice.connections),
             frames_per_request=advice.max_frames,
             seconds_per_request=seen.seconds_per_request,
             seconds_per_frame=seen.seconds_per_frame,
             parallel_requests=seen.parallel_requests,
-            throttled=connections < self._max_connections,
+            throttled=throttled,
         )
-
-
-def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Conclusions:
-    """Say what samples show; the guess stands until requests alone and requests together were seen."""
-    many = [sample for sample in samples if sample.frames > 1]
-    alone = [sample for sample in many if sample.in_flight < ALONE_BELOW] or many
-    single = [sample.seconds for sample in samples if sample.frames == 1 and sample.in_flight < ALONE_BELOW]
-    parallel, share = _parallel_requests(samples)
-    if parallel is None and parallel_guess is not None:
-        parallel, share = parallel_guess, 0.0
-    return Conclusions(
-        parallel_requests=parallel,
-        dear=share < DEAR_BELOW,
-        seconds_per_request=median(s.first_byte_seconds for s in alone) if alone else None,
-        seconds_per_frame=median((s.seconds - s.first_byte_seconds) / s.frames for s in alone) if alone else None,
-        least_seconds_per_frame=min((s.seconds / s.frames for s in many), default=None),
-        bytes_per_frame=sum(s.bytes for s in samples) / sum(s.frames for s in samples) if samples else None,
-        seconds_per_single=median(single) if single else None,
-    )
-
-
-def _parallel_requests(samples: Collection[Sample]) -> tuple[float | None, float]:
-    """Compare requests alone with requests together: where n of them take n times as long, nothing was gained.
-
-    Returns how many were worked on at once, or None, and how long one alone takes of the time of one among others.
-    """
-    found = []
-    for uid in {sample.instance_uid for sample in samples}:
-        mine = [sample for sample in samples if sample.instance_uid == uid]
-        alone = [sample.first_byte_seconds for sample in mine if sample.in_flight < ALONE_BELOW]
-        together = [sample for sample in mine if sample.in_flight >= TOGETHER_FROM]
-        wait = median(sample.first_byte_seconds for sample in together) if together else 0.0
-        if alone and wait >= NOTICEABLE_SECONDS:
-            share = min(median(alone) / wait, 1.0)
-            found.append((max(share * median(sample.in_flight for sample in together), 1.0), share))
-    if not found:
-        return None, 1.0
-    return median(parallel for parallel, _ in found), median(share for _, share in found)
 
 
 def _best_requests(seen: Conclusions, frames: int, connections: int, frame_guess: float) -> int:
@@ -326,3 +272,7 @@ def _singles_pay(seen: Conclusions, frames: int, requests: int) -> bool:
         return False
     together = seen.seconds_per_request * requests + seen.seconds_per_frame * frames / requests
     return seen.seconds_per_single * frames * SINGLES_PAY_FROM < together
+
+
+def _between(least: float, value: float, most: float) -> float:
+    return min(max(value, least), most)

@@ -154,6 +154,8 @@ class FrameRetrieval:
         failures = self._patience.failures
         if isinstance(error, RefusedError) and error.status in THROTTLING:
             self._pace.throttled()
+        elif _is_strain(error):
+            self._pace.failed()
         if self._renegotiates(error, accept, len(left), failures):
             self._refused.append(accept)
             if self._first_accept(len(left)) is not None:
@@ -230,6 +232,11 @@ class FrameRetrieval:
         if len(numbers) > 6:
             listed = f"{numbers[0]} ... {numbers[-1]} ({len(numbers)})"
         return f"Frame{'s' if len(numbers) > 1 else ''} {listed} of instance {self._batch.address.instance_uid}"
+
+
+def _is_strain(error: RefusedError | SourceError) -> bool:
+    """Whether there may have been too much at once."""
+    return error.status >= 500 if isinstance(error, RefusedError) else not isinstance(error, TranscodedError)
 
 
 def _is_about_form(error: RefusedError | SourceError) -> bool:
