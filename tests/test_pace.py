@@ -139,6 +139,7 @@ def carried(each: float, in_flight: float, *, frames: int = 50, times: int = 8) 
 
 @pytest.mark.parametrize(("found", "connections", "expected"), [
     (carried(12e6, 8), 64, 8),
+    (carried(9e6, 8), 64, 8),  # 11 would bring nothing
     (carried(100e6, 8), 64, 8),
     (carried(4e6, 8), 16, 16),
     (carried(4e6, 8), 64, 24),
@@ -159,7 +160,8 @@ def test_more_than_a_moderate_number_of_connections_need_a_reason(
 
 @pytest.mark.parametrize(("wait", "expected"), [
     (0.03, 8),
-    (0.045, 12),
+    (0.035, 8),
+    (0.05, 13),
     (0.1, 24),
     (0.25, 24),
     (0.5, 8),  # nobody is as far as that: it was the metadata that took so long

@@ -279,12 +279,12 @@ class Reader:
         try:
             if errand.cancellation.cancelled:
                 return
-            self._fetchers.allow(self.advise(1).connections)  # by what has been seen since
             for frames in self.source.fetch(instance.batch(numbers, fresh=again), errand.cancellation, guesses.preview):
                 arrived = [(left[frame.frame_number], frame) for frame in frames]
                 self._take_in(arrived, guesses, self._lot_frames(len(tasks)))
                 for frame in frames:
                     del left[frame.frame_number]
+            self._fetchers.allow(self.advise(1).connections)  # by what has been seen since
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 self._fail(batch, left, error)

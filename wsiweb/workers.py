@@ -82,12 +82,12 @@ class Workers:
     def allow(self, threads: int) -> None:
         """Let no more than so many work from now on, nor more than there may be."""
         with self._lock:
-            self._allowed = min(threads, self._threads)
-            if self._closed:
-                return
+            more = min(threads, self._threads) - self._allowed
+            self._allowed += more
             bells: list[queue.SimpleQueue[None]] = []
-            with contextlib.suppress(RuntimeError):  # no thread can be started: those that there are do the work
-                bells = self._call(len(self._jobs))
+            if more > 0 and not self._closed:
+                with contextlib.suppress(RuntimeError):  # no thread can be started: those that there are do the work
+                    bells = self._call(min(len(self._jobs), more))
         _ring(bells)
 
     def close(self, seconds: float | None = None) -> None:

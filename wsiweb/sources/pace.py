@@ -48,6 +48,8 @@ MOST_TIMES_TYPICAL = 3.0
 """That a frame is guessed to take, on lines whose answers begin late."""
 TYPICAL_BYTES_PER_SECOND = 12_000_000
 """Of one connection of such a line. What a moderate number of them carries is as much as two cores decode."""
+MORE_FROM = 1.5
+"""Times the moderate number of connections; so few more would bring nothing."""
 DISTANT_SECONDS = 0.3
 """No answer takes longer to begin for the distance alone: then it was work."""
 TOGETHER_SECONDS = 1.0
@@ -88,9 +90,9 @@ class Pace:
         self, max_connections: int, kind: ServiceKind = UNKNOWN, *, wait_seconds: float = TYPICAL_WAIT_SECONDS
     ) -> None:
         self.kind = kind
-        distant = wait_seconds <= DISTANT_SECONDS
-        self._times_guess = _between(1.0, wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL) if distant else 1.0
-        self._frame_guess = TYPICAL_SECONDS_PER_FRAME * min(wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL)
+        times_typical = min(wait_seconds / TYPICAL_WAIT_SECONDS, MOST_TIMES_TYPICAL)
+        self._more_guess = times_typical if wait_seconds <= DISTANT_SECONDS else 1.0
+        self._frame_guess = TYPICAL_SECONDS_PER_FRAME * times_typical
         self._least_guess = self._frame_guess + wait_seconds / SPREAD.max_frames
         self._changed = threading.Condition()
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
@@ -162,10 +164,10 @@ class Pace:
             return MODERATE_CONNECTIONS
         each = seen.least_seconds_per_frame or self._least_guess
         used = max(math.ceil(2 * each / SECONDS_OF_A_FRAME_HERE), NEAR_CONNECTIONS)
-        times = self._times_guess
+        more = self._more_guess
         if seen.bytes_per_second is not None:
-            times = 1.0 if seen.shared else TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second
-        return min(used, round(MODERATE_CONNECTIONS * max(times, 1.0)))
+            more = 1.0 if seen.shared else TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second
+        return min(used, round(MODERATE_CONNECTIONS * (more if more >= MORE_FROM else 1.0)))
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
         """Remember an answer that came whole; to be called while its connection is still held."""
@@ -272,7 +274,3 @@ def _singles_pay(seen: Conclusions, frames: int, requests: int) -> bool:
         return False
     together = seen.seconds_per_request * requests + seen.seconds_per_frame * frames / requests
     return seen.seconds_per_single * frames * SINGLES_PAY_FROM < together
-
-
-def _between(least: float, value: float, most: float) -> float:
-    return min(max(value, least), most)
