@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Dataset = dict[str, dict[str, Any]]
 
@@ -85,3 +86,28 @@ def sparse(corners: Sequence[tuple[int, int]], **attributes: Any) -> Dataset:
         PerFrameFunctionalGroupsSequence=groups,
         **attributes,
     )
+
+
+def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each container and key within a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield value, key
+        yield from places_in(inner)
+
+
+scalars = (
+    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from([10**30, 10**400, "NaN", "1\\2", "\0"])
+    | st.text(max_size=6)
+)  # fmt: skip
+json_values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["vr", "Value", "InlineBinary", "BulkDataURI", "Alphabetic"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+"""Of elements, and of anything else."""

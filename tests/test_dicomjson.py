@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import base64
-import gc
-import json
-import re
 import struct
 from typing import Any
 
 import pytest
-from headers import tag
+from headers import json_values, tag
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.datadict import keyword_for_tag
 
-from wsiweb import dicomjson
-from wsiweb.dicomjson import TAGS, Attributes, BinaryValue, loads
+from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
 from wsiweb.errors import MetadataError
 
 
@@ -186,22 +181,6 @@ def test_keys_in_lower_case() -> None:
     assert attributes.string("StudyInstanceUID") == "1.2.3"
 
 
-scalars = (
-    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from([10**30, 10**400, "NaN", "1\\2", "\0"])
-    | st.text(max_size=6)
-)  # fmt: skip
-json_values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["vr", "Value", "InlineBinary", "BulkDataURI", "Alphabetic"]), inner, max_size=4
-        )
-    ),
-    max_leaves=8,
-)
-
-
 @given(json_values)
 @settings(max_examples=300, deadline=None)
 def test_any_element_is_read_or_named(element: Any) -> None:
@@ -212,44 +191,3 @@ def test_any_element_is_read_or_named(element: Any) -> None:
             read("Rows")
         except MetadataError as error:
             assert str(error).startswith("Rows ")  # noqa: PT017  (it may as well read)
-
-
-@given(json_values)
-@settings(max_examples=50, deadline=None)
-def test_loads_is_json(value: Any) -> None:
-    text = json.dumps(value)
-    if "0" * 400 not in text:
-        assert repr(loads(text.encode())) == repr(json.loads(text))
-
-
-@given(json_values)
-@settings(max_examples=50, deadline=None)
-def test_long_json_is_json(value: Any) -> None:
-    """Another parser's; only integers beyond 64 bits, which no DICOM value has, come as floats."""
-    text = json.dumps([value, " " * dicomjson._LONG_BYTES])
-    if not re.search("[0-9]{19}", text):
-        assert repr(loads(text.encode())) == repr(json.loads(text))
-
-
-@pytest.mark.parametrize("body", [b"[NaN, 1e999]", b"\xef\xbb\xbf[1]", b'["\\ud800"]', b"[1.5, -0.0, 1E2]"])
-def test_long_json_is_taken_as_leniently(body: bytes) -> None:
-    assert repr(loads(body + b" " * dicomjson._LONG_BYTES)) == repr(json.loads(body))
-
-
-@pytest.mark.parametrize("padding", [b"", b" " * (dicomjson._LONG_BYTES + 1)])
-@pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff\xfe\xfd", b"[" * 200_000, b"1" * 10_000])
-def test_what_is_no_json_is_a_value_error(body: bytes, padding: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  (of whatever text)
-        loads(body + padding)
-    assert gc.isenabled()
-
-
-def test_garbage_collection_stays_as_it_was() -> None:
-    loads(b"[]")
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        loads(b"[]")
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

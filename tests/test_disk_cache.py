@@ -17,7 +17,7 @@ from dicomweb_server import DICOMwebServer
 from faults import Fault, every, quota_page
 from synthetic import make_slide, srgb_profile
 
-from wsiweb import AuthenticationError, DecodeError, ReadOptions, Slide, SlideNotFoundError, SourceError
+from wsiweb import AuthenticationError, DecodeError, ReadOptions, Slide, SlideNotFoundError, SourceError, jsontext
 from wsiweb.sources.base import Cancellation, EncodedFrame, FrameBatch, Frames, InstanceAddress
 from wsiweb.sources.disk import DiskCache, DiskCachedSource
 
@@ -99,6 +99,27 @@ def test_later_slides_read_with_the_server_gone(synthetic: SlideMaker, options: 
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(again[0], truth.truth(0, 0, 0, *truth.levels[0].size))
     assert again[-1] == (profile if kind == "profile" else None)
+
+
+@pytest.mark.parametrize("kind", ["sparse-holes", "sparse-paths-and-planes"])
+def test_long_metadata_are_kept_as_they_came(
+    synthetic: SlideMaker, options: ReadOptions, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the groups of frames stay text until they are needed, nothing is missing from what is kept."""
+    truth = synthetic(kind)
+    with DICOMwebServer(truth.folder) as server:
+        url = server.series_url(truth.study_uid, truth.series_uid)
+        with Slide.open(url) as slide:
+            expected = everything(slide)
+        monkeypatch.setattr(jsontext, "_LONG_BYTES", 0)
+        with Slide.open(url, options=options) as slide:
+            long = everything(slide)
+    with Slide.open(url, options=options) as slide:
+        kept = everything(slide)
+        assert slide.stats.requests == 0
+    for one, other, third in zip(expected, long, kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one, third)
 
 
 @pytest.mark.parametrize("named", ["study_uid", "series_uid"])

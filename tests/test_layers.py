@@ -82,8 +82,10 @@ LAYERS = {
     "model": (
         ("pyramid",),
         ("images", "metadata"),
-        ("colour", "frames", "palette"),
+        ("colour", "frame_positions", "frames", "palette"),
+        ("frame_groups",),
         ("dicomjson",),
+        ("jsontext",),
     ),
     "base": (
         ("wsiweb",),
@@ -117,7 +119,7 @@ FOREIGN = {
         "server.rendered",
     ),
     "isal": ("png",),
-    "orjson": ("dicomjson",),
+    "msgspec": ("frame_groups", "jsontext"),
     "typer": ("cli", "cli.common", "cli.measuring", "cli.patching", "cli.reading", "cli.searching"),
     "idc_index": ("idc",),
     "dask": ("level",),

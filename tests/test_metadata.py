@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from headers import Dataset, dataset, frame_group, sparse, tag, volume
+from headers import Dataset, dataset, frame_group, places_in, sparse, tag, volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from wsiweb.metadata import Instance
 from wsiweb.pyramid import build_pyramids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -281,14 +280,6 @@ HEADERS = {
     "label": volume(ImageType=["ORIGINAL", "PRIMARY", "LABEL", "NONE"]),
 }
 """Of every branch of the parser."""
-
-
-def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each container and key within a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield value, key
-        yield from places_in(inner)
 
 
 def survives(header: Dataset) -> None:

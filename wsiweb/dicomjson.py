@@ -9,20 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import gc
-import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsiweb.errors import MetadataError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_LONG_BYTES = 1 << 20
-"""A body that pays for importing orjson."""
+from wsiweb.jsontext import UnreadItems
 
 TAGS = {
     "TransferSyntaxUID": "00020010",
@@ -240,17 +232,19 @@ class Attributes:
 
     def first_item(self, keyword: str) -> Attributes:
         """Return the first item of a sequence, or one without attributes."""
-        items = self.raw_items(keyword)
+        unread = self.unread_items(keyword)
+        items = self.raw_items(keyword) if unread is None else _items([unread.first()])
         return Attributes(items[0] if items else {})
 
     def raw_items(self, keyword: str) -> list[dict[str, Any]]:
         """Return the items of a sequence as they are, for the walk over many frames."""
         value = self._element(keyword).get("Value")
-        if isinstance(value, dict):
-            value = [value]
-        if not isinstance(value, list):
-            return []
-        return [item if isinstance(item, dict) else {} for item in value]
+        return _items(value.read() if isinstance(value, UnreadItems) else value)
+
+    def unread_items(self, keyword: str) -> UnreadItems | None:
+        """Return the items of a sequence where they are still text."""
+        value = self._element(keyword).get("Value")
+        return value if isinstance(value, UnreadItems) else None
 
     def binary(self, keyword: str) -> BinaryValue | None:
         """Return a binary value, inline or by reference, or None."""
@@ -261,6 +255,14 @@ class Attributes:
         if inline is not None or ("InlineBinary" in element and uri is None):
             return BinaryValue(_decode_base64(inline, keyword), None)
         return BinaryValue(None, uri) if isinstance(uri, str) and uri else None
+
+
+def _items(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        return []
+    return [item if isinstance(item, dict) else {} for item in value]
 
 
 def _shown(value: Any) -> str:
@@ -282,40 +284,3 @@ def _decode_base64(text: Any, keyword: str) -> bytes:
         return base64.b64decode(text, validate=False)
     except (binascii.Error, TypeError, ValueError):
         raise MetadataError(f"{keyword} is no valid base64.") from None
-
-
-def loads(body: bytes) -> Any:
-    """Parse JSON with garbage collection paused: it would cost more than the parsing.
-
-    What is long is parsed by orjson, which is faster, and what it makes is sooner freed.
-
-    Raises
-    ------
-    ValueError
-        It is no JSON.
-    """
-    with _collection_paused():
-        if len(body) > _LONG_BYTES:
-            import orjson  # noqa: PLC0415
-
-            with contextlib.suppress(ValueError):  # it is stricter: about NaN, a byte order mark, lone surrogates
-                return orjson.loads(body)
-        try:
-            return json.loads(body)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
-
-
-@contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        # What was made counts as old, or the next object made by anybody would have all of it gone through.
-        if was_enabled and not gc.get_freeze_count():  # what others have frozen must stay so
-            gc.freeze()
-            gc.unfreeze()
-        if was_enabled:
-            gc.enable()

@@ -176,12 +176,11 @@ def _sparse_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[
         if positions is None:
             continue
         planes = np.where(np.isnan(positions.z_um), part.first_plane_um, positions.z_um)
-        pairs, pair_of_frame = np.unique(
-            np.stack([positions.path_code, np.rint(planes * 1000)]), axis=1, return_inverse=True
-        )
-        for pair, (code, plane_nm) in enumerate(pairs.T.tolist()):
+        # Pairs as complex numbers: numpy sorts those many times sooner than columns of an array.
+        pairs, pair_of_frame = np.unique(positions.path_code + 1j * np.rint(planes * 1000), return_inverse=True)
+        for pair, (code, plane_nm) in enumerate(zip(pairs.real.tolist(), pairs.imag.tolist(), strict=True)):
             path = positions.path_identifiers[int(code)] or lead.optical_paths[0].identifier
-            frame_index = np.flatnonzero(pair_of_frame.ravel() == pair)
+            frame_index = np.flatnonzero(pair_of_frame == pair)
             count = len(frame_index)
             rows[path, plane_key(plane_nm / 1000)].append(
                 TileTable(

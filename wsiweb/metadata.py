@@ -6,24 +6,21 @@ Knows a single instance only: how instances make levels and pyramids is in ``pyr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wsiweb import transfer_syntaxes
-from wsiweb.dicomjson import TAGS, Attributes, BinaryValue
+from wsiweb.dicomjson import Attributes, BinaryValue
 from wsiweb.errors import MetadataError
+from wsiweb.frame_positions import FramePositions, read_positions
 from wsiweb.palette import Palette, read_palette
 from wsiweb.sources.base import FrameBatch, InstanceAddress, JsonDataset
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 VL_WHOLE_SLIDE_MICROSCOPY = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _COMPRESSED_PHOTOMETRIC = frozenset({"YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"})
 """That are hardly ever found without compression."""
 MAX_PLANES_OR_PATHS = 4096
-MAX_POSITION = 1 << 40
 FLAVORS = ("VOLUME", "LABEL", "OVERVIEW", "THUMBNAIL")
 """Values of ImageType 3 that are read (PS3.3 C.8.12.4.1.1); others, such as REGIONLOCALIZER, are not."""
 
@@ -67,22 +64,6 @@ class OpticalPath:
     description: str | None
     objective_power: float | None
     icc_profile: BinaryValue | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FramePositions:
-    """Where each frame lies (Plane Position (Slide) macro, PS3.3 C.8.12.6.1), in columns of one row a frame."""
-
-    x: npt.NDArray[np.int64]
-    """Left edge in the total pixel matrix, 0-based."""
-    y: npt.NDArray[np.int64]
-    """Top edge in the total pixel matrix, 0-based."""
-    z_um: npt.NDArray[np.float64]
-    """ZOffsetInSlideCoordinateSystem in µm; NaN where unsaid."""
-    path_code: npt.NDArray[np.int64]
-    """Which of ``path_identifiers``."""
-    path_identifiers: tuple[str | None, ...]
-    """Identifiers of optical paths; None where unsaid."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,14 +188,12 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         raise MetadataError(f"NumberOfFrames is {number_of_frames}.")
     organization = attributes.string("DimensionOrganizationType")
     shared = attributes.first_item("SharedFunctionalGroupsSequence")
-    # The per-frame groups of a TILED_FULL instance say nothing new, and reading them takes seconds.
-    per_frame = [] if organization == "TILED_FULL" else attributes.raw_items("PerFrameFunctionalGroupsSequence")
     origin = attributes.first_item("TotalPixelMatrixOriginSequence")
     shared_plane = shared.first_item("PlanePositionSlideSequence")
     first_plane_um = _first_known(
         shared_plane.number("ZOffsetInSlideCoordinateSystem"), origin.number("ZOffsetInSlideCoordinateSystem")
     )
-    measures = _pixel_measures(shared, attributes, per_frame)
+    measures = _pixel_measures(shared, attributes)
     mpp, mpp_source = _resolution(measures, attributes, width, height)
     uid = attributes.string("SOPInstanceUID")
     if uid is None:
@@ -235,7 +214,8 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         number_of_focal_planes=_count(attributes, "TotalPixelMatrixFocalPlanes"),
         first_plane_um=first_plane_um,
         plane_spacing_um=_plane_spacing_um(shared, measures),
-        positions=_positions(per_frame, shared, number_of_frames),
+        # Those of a TILED_FULL instance say nothing new.
+        positions=None if organization == "TILED_FULL" else read_positions(attributes, shared, number_of_frames),
         mpp=mpp,
         mpp_source=mpp_source,
         concatenation_uid=attributes.string("ConcatenationUID"),
@@ -309,13 +289,11 @@ def _plane_spacing_um(shared: Attributes, measures: Attributes) -> float:
     return (spacing_mm or measures.number("SpacingBetweenSlices") or 0.0) * 1000
 
 
-def _pixel_measures(shared: Attributes, attributes: Attributes, per_frame: list[dict[str, Any]]) -> Attributes:
+def _pixel_measures(shared: Attributes, attributes: Attributes) -> Attributes:
     measures = shared.first_item("PixelMeasuresSequence")
     if measures.numbers("PixelSpacing"):
         return measures
-    if not per_frame:
-        per_frame = attributes.raw_items("PerFrameFunctionalGroupsSequence")[:1]
-    return Attributes(per_frame[0] if per_frame else {}).first_item("PixelMeasuresSequence")
+    return attributes.first_item("PerFrameFunctionalGroupsSequence").first_item("PixelMeasuresSequence")
 
 
 def _resolution(
@@ -352,73 +330,3 @@ def _volume(attributes: Attributes) -> tuple[float, float] | None:
     except MetadataError:  # not needed where PixelSpacing tells
         return None
     return (width, height) if width and height and width > 0 and height > 0 else None
-
-
-def _positions(per_frame: list[dict[str, Any]], shared: Attributes, number_of_frames: int) -> FramePositions | None:
-    """Walk the per-frame groups; about a microsecond a frame where they are written as usual."""
-    if not per_frame and number_of_frames == 1:
-        per_frame = [{}]
-    if not per_frame:
-        return None
-    if len(per_frame) != number_of_frames:
-        raise MetadataError(f"there are {len(per_frame)} per-frame groups for {number_of_frames} frames.")
-    shared_plane = shared.first_item("PlanePositionSlideSequence")
-    shared_path = shared.first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
-    plane_tag, path_tag = TAGS["PlanePositionSlideSequence"], TAGS["OpticalPathIdentificationSequence"]
-    x_tag, y_tag = (TAGS[f"{axis}PositionInTotalImagePixelMatrix"] for axis in ("Column", "Row"))
-    z_tag, identifier_tag = TAGS["ZOffsetInSlideCoordinateSystem"], TAGS["OpticalPathIdentifier"]
-    xs, ys, zs, codes = [], [], [], []
-    code_of: dict[str | None, int] = {}
-    for frame_index, item in enumerate(per_frame):
-        try:
-            plane = item[plane_tag]["Value"][0]
-            x, y = plane[x_tag]["Value"][0], plane[y_tag]["Value"][0]
-            z = plane[z_tag]["Value"][0]
-        except (KeyError, IndexError, TypeError):
-            x = y = z = None
-        if type(x) is not int or type(y) is not int or type(z) not in (int, float):
-            x, y, z = _plane_position(Attributes(item), shared_plane)
-            if x is None or y is None:
-                if frame_index == 0:  # this instance has no positions at all
-                    return None
-                raise MetadataError(f"frame {frame_index + 1} has no position in the total pixel matrix.")
-        xs.append(x - 1)
-        ys.append(y - 1)
-        zs.append(z)
-        path = _path_identifier(item, path_tag, identifier_tag) if path_tag in item else shared_path
-        code = code_of.get(path)
-        if code is None:
-            code = code_of[path] = len(code_of)
-        codes.append(code)
-    return _columns(xs, ys, zs, codes, tuple(code_of))
-
-
-def _columns(
-    xs: list[int], ys: list[int], zs: list[float], codes: list[int], identifiers: tuple[str | None, ...]
-) -> FramePositions:
-    try:
-        x_array, y_array, z_array = np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64)
-    except (OverflowError, ValueError):
-        raise MetadataError("the position of a frame is beyond all numbers.") from None
-    if np.isinf(z_array).any() or max(abs(x_array).max(), abs(y_array).max()) > MAX_POSITION:
-        raise MetadataError("the position of a frame is beyond all slides.")
-    stripped = tuple(None if identifier is None else identifier.strip(" \0") for identifier in identifiers)
-    return FramePositions(x_array, y_array, z_array, np.array(codes, np.int64), stripped)
-
-
-def _path_identifier(item: dict[str, Any], path_tag: str, identifier_tag: str) -> str | None:
-    try:
-        path = item[path_tag]["Value"][0][identifier_tag]["Value"][0]
-    except (KeyError, IndexError, TypeError):
-        return Attributes(item).first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
-    return path if type(path) is str else str(path) if isinstance(path, (int, float)) else None
-
-
-def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:
-    """Read one position in whatever form it was sent."""
-    plane = item.first_item("PlanePositionSlideSequence")
-    column, row = "ColumnPositionInTotalImagePixelMatrix", "RowPositionInTotalImagePixelMatrix"
-    if plane.integer(column) is None:
-        plane = shared_plane
-    z = plane.number("ZOffsetInSlideCoordinateSystem")
-    return plane.integer(column), plane.integer(row), float("nan") if z is None else z

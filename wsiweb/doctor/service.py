@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from wsiweb.dicomjson import Attributes, loads
+from wsiweb.dicomjson import Attributes
 from wsiweb.doctor.report import Check
 from wsiweb.doctor.wire import must_succeed
 from wsiweb.errors import AuthenticationError, WsiWebError
+from wsiweb.jsontext import loads
 from wsiweb.sources.http import readable_error
 from wsiweb.sources.retry import RefusedError, UnreachableError
 from wsiweb.sources.services import recognise

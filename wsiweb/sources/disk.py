@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from wsiweb.codestream import complete
-from wsiweb.dicomjson import Attributes, loads
+from wsiweb.dicomjson import Attributes
 from wsiweb.errors import AuthenticationError, MetadataError, SourceError
+from wsiweb.jsontext import dumps, loads
 from wsiweb.sources.base import EncodedFrame
 from wsiweb.sources.http import origin
 from wsiweb.sources.store import DiskStore, Entry
@@ -211,7 +212,7 @@ class DiskCachedSource:
 
 
 def _packed(answer: Any) -> bytes:
-    return zlib.compress(json.dumps(answer, separators=(",", ":")).encode(), 1)
+    return zlib.compress(dumps(answer), 1)
 
 
 def _unpacked(data: bytes) -> Any:

@@ -347,7 +347,7 @@ def without_secrets(url: str) -> str:
 
 def readable_error(body: bytes) -> str:
     """Return what a server's error body says, at most 500 characters, for JSON, HTML and text."""
-    from wsiweb.dicomjson import loads  # noqa: PLC0415
+    from wsiweb.jsontext import loads  # noqa: PLC0415
 
     body = body[:_MAX_ERROR_TEXT_BYTES]
     text = body.decode("utf-8", "replace").strip()

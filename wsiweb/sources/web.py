@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
-from wsiweb.dicomjson import Attributes, loads
+from wsiweb.dicomjson import Attributes
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
+from wsiweb.jsontext import loads
 from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
