@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from wsiweb.memory import (
     HUGE_PAGE_BYTES,
+    HUGE_PAGES_BYTES,
     IDLE_BYTES,
     LARGEST_BYTES,
     ROW_OFFSET_BYTES,
@@ -47,7 +48,7 @@ def test_arrays_are_as_numpys(shape: tuple[int, ...], dtype: str) -> None:
 @pytest.mark.parametrize("shape", [(240, 240, 3), (256, 256, 3), (256, 256), (512, 512, 3), (1024, 1024, 3)])
 def test_no_row_of_a_tile_begins_where_libjpeg_would_bypass_the_caches(shape: tuple[int, ...]) -> None:
     pool = ArrayPool()
-    arrays = [pool.empty(shape, np.uint8) for _ in range(2 * SLAB_BYTES // math.prod(shape))]
+    arrays = [pool.empty(shape, np.uint8) for _ in range((HUGE_PAGES_BYTES + 2 * SLAB_BYTES) // math.prod(shape))]
     assert all(address(row) % 32 for array in arrays for row in array)
 
 
@@ -115,7 +116,25 @@ def test_memory_is_given_back() -> None:
         arrays = [pool.empty((size,), np.uint8) for _ in range(max(3 * SLAB_BYTES // size, 2))]
         del arrays
     slabs = {slab for found in pool._slabs.values() for slab in found}
-    assert sum(slab.size * slab.places for slab in slabs) <= IDLE_BYTES + SLAB_BYTES
+    assert sum(slab.bytes for slab in slabs) == pool._all_bytes <= IDLE_BYTES + SLAB_BYTES
+
+
+def test_huge_pages_have_a_bound() -> None:
+    """Of a pass that holds much; large arrays, which fill them, have them all the same."""
+    pool = ArrayPool()
+    many = HUGE_PAGES_BYTES // 196_608
+    arrays = [pool.empty((196_608,), np.uint8) for _ in range(2 * many)]
+    slabs = {place.slab for place in pool._lent}
+    assert {slab.bytes > 4 << 20 for slab in slabs} == {True, False}
+    assert sum(slab.bytes for slab in slabs if slab.bytes > 4 << 20) <= HUGE_PAGES_BYTES + SLAB_BYTES
+    large = pool.empty((5 << 20,), np.uint8)
+    assert address(large) % HUGE_PAGE_BYTES == 0
+    del slabs
+    arrays.clear()
+    assert pool._all_bytes <= IDLE_BYTES + (5 << 20)
+    fresh = [pool.empty((400_000,), np.uint8) for _ in range(5)]
+    assert {place.slab.bytes > 4 << 20 for place in pool._lent} == {True}
+    assert len(fresh) == 5
 
 
 def test_large_arrays_are_given_back_at_once() -> None:

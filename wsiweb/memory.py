@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 SLAB_BYTES = 8 << 20
 """From 4 MiB on, numpy asks for huge pages."""
-HUGE_PAGE_BYTES = 2 << 20
+SMALL_SLAB_BYTES = 3 << 20
+"""Below that."""
+HUGE_PAGE_BYTES, PAGE_BYTES = 2 << 20, 4 << 10
+HUGE_PAGES_BYTES = 128 << 20
+"""Of slabs, from which on those of smaller arrays have small pages. A virtual machine that has lent free memory to its
+host waits for each huge page of it for milliseconds, longer than for its small ones; what it has used lately comes many
+times sooner in huge ones."""
 ROW_OFFSET_BYTES = 8
 """By which arrays of bytes that share a slab lie off a multiple of 32: rows that begin at one are written past the
 caches by libjpeg-turbo, and decoded tiles are copied from there at once. Others are aligned, for the sake of sums."""
@@ -43,22 +49,23 @@ _STEPS = 8
 class _Slab:
     """Memory for several arrays of about one size, or for a large one."""
 
-    __slots__ = ("free", "kind", "places", "size")
+    __slots__ = ("bytes", "free", "kind", "places", "size")
 
-    def __init__(self, kind: tuple[int, int], returned: Callable[[_Place], None]) -> None:
+    def __init__(self, kind: tuple[int, int], returned: Callable[[_Place], None], *, huge: bool) -> None:
         self.kind = kind
-        """Size of an array in bytes, and by how many it is off the beginning of a huge page."""
+        """Size of an array in bytes, and by how many it is off the beginning of a page."""
         self.size, offset = kind
-        self.places = max((SLAB_BYTES - offset) // self.size, 1)
-        memory = _huge_pages(self.size * self.places, offset)
-        starts = reversed(range(0, self.size * self.places, self.size))
+        self.places = max(((SLAB_BYTES if huge else SMALL_SLAB_BYTES) - offset) // self.size, 1)
+        self.bytes = self.size * self.places
+        memory = _pages(self.bytes, offset, HUGE_PAGE_BYTES if huge else PAGE_BYTES)
+        starts = reversed(range(0, self.bytes, self.size))
         self.free = [_Place(self, memory[start : start + self.size], returned) for start in starts]
 
 
-def _huge_pages(size: int, offset: int) -> memoryview:
-    """Return new memory, from so far behind the beginning of a huge page: before the first, it comes by 4 kB a time."""
-    room = np.empty(size + HUGE_PAGE_BYTES + offset, np.uint8)
-    start = -room.ctypes.data % HUGE_PAGE_BYTES + offset
+def _pages(size: int, offset: int, page_bytes: int) -> memoryview:
+    """Return new memory, from so far behind the beginning of a page: before the first huge one, it comes by 4 kB."""
+    room = np.empty(size + page_bytes + offset, np.uint8)
+    start = -room.ctypes.data % page_bytes + offset
     return room[start : start + size].data
 
 
@@ -89,6 +96,7 @@ class ArrayPool:
         self._slabs: defaultdict[tuple[int, int], list[_Slab]] = defaultdict(list)  # those with free places
         self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
         self._idle_bytes = 0
+        self._all_bytes = 0  # of slabs that have not been let go
         self._lent: set[_Place] = set()
         self._returned: deque[_Place] = deque()
         self._take_back = _noting(self._returned, weakref.ref(self))
@@ -108,7 +116,9 @@ class ArrayPool:
                 self._collect()
             slabs = self._slabs[slab_kind]
             if not slabs:
-                slabs.append(_Slab(slab_kind, self._take_back))
+                huge = self._all_bytes < HUGE_PAGES_BYTES or size > SMALL_SLAB_BYTES
+                slabs.append(_Slab(slab_kind, self._take_back, huge=huge))
+                self._all_bytes += slabs[-1].bytes
             slab = slabs[-1]
             self._wake(slab)
             place = slab.free.pop()
@@ -144,17 +154,18 @@ class ArrayPool:
             slab.free.append(place)
             if len(slab.free) == slab.places:
                 self._idle[slab] = None
-                self._idle_bytes += slab.size * slab.places
+                self._idle_bytes += slab.bytes
         while self._idle_bytes > IDLE_BYTES:
             slab = next(iter(self._idle))
             self._wake(slab)
             self._slabs[slab.kind].remove(slab)
+            self._all_bytes -= slab.bytes
 
     def _wake(self, slab: _Slab) -> None:
         """Note that a slab is not idle any more, if it was."""
         if slab in self._idle:
             del self._idle[slab]
-            self._idle_bytes -= slab.size * slab.places
+            self._idle_bytes -= slab.bytes
 
 
 def _noting(returned: deque[_Place], pool: weakref.ref[ArrayPool]) -> Callable[[_Place], None]:
