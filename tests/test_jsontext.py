@@ -93,12 +93,27 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
+def test_tags_in_lower_case_and_nothing_in_place_of_a_path() -> None:
+    header = sparse([(0, 0), (64, 0)])
+    plane = header[GROUPS]["Value"][1][tag("PlanePositionSlideSequence")]["Value"][0]
+    plane.pop(tag("ZOffsetInSlideCoordinateSystem"), None)
+    plane[tag("ZOffsetInSlideCoordinateSystem").lower()] = {"vr": "DS", "Value": [2.0]}
+    assert outcome(long(header)[0]) == outcome(header)
+    header = json.loads(json.dumps(USUAL))
+    header[GROUPS]["Value"][1][tag("OpticalPathIdentificationSequence")] = None
+    assert outcome(long(header)[0]) == outcome(header)
+
+
 USUAL = sparse([(0, 0)] * 3)
 USUAL[GROUPS]["Value"] = [
     frame_group(0, 7, path="A", z_um=1.5),
     frame_group(-5, 0, path="B", z_um=-2),
     frame_group(2**31, 3, path="A "),
 ]
+(_shared,) = USUAL[tag("SharedFunctionalGroupsSequence")]["Value"]
+_shared[tag("OpticalPathIdentificationSequence")] = {
+    "vr": "SQ", "Value": [{tag("OpticalPathIdentifier"): {"vr": "SH", "Value": ["S"]}}],
+}  # fmt: skip
 
 
 def test_what_is_usual_is_read_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +130,13 @@ def test_what_stays_text_is_written_as_it_came() -> None:
     text = dumps(long(USUAL, volume()))
     assert json.loads(text) == [USUAL, volume()]
     assert dumps([1.5, "\u00e9", None]) == b'[1.5,"\\u00e9",null]'
-    assert json.loads(dumps(loads(b"[NaN]")))[0] != 0  # as lenient as loads
+    with_nan = [*long(USUAL), *json.loads('[{"a": NaN, "b": "\\ud800"}]')]  # of another answer, which is short
+    assert repr(json.loads(dumps(with_nan))) == repr([USUAL, with_nan[1]])
+    for other in (object(), b"xx", {1, 2}):
+        with pytest.raises(TypeError, match="is no JSON"):
+            dumps([*long(USUAL), other])
+    with pytest.raises(ValueError, match="mark"):
+        dumps([*long(USUAL), jsontext._MARK])
 
 
 def test_resolution_of_the_first_group() -> None:

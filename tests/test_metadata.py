@@ -318,7 +318,7 @@ def first_group(header: Dataset) -> Any:
 
 
 @pytest.mark.parametrize("keyword", ["ColumnPositionInTotalImagePixelMatrix", "ZOffsetInSlideCoordinateSystem"])
-@pytest.mark.parametrize("value", [10**30, 10**400, float("inf"), -1e299], ids=lambda value: repr(value)[:8])
+@pytest.mark.parametrize("value", [10**30, 10**400, float("inf"), -1e299, 1e307], ids=lambda value: repr(value)[:8])
 def test_positions_beyond_all_numbers(keyword: str, value: float) -> None:
     header = copy.deepcopy(HEADERS["sparse"])
     first_group(header)[tag("PlanePositionSlideSequence")]["Value"][0][tag(keyword)] = {"vr": "SL", "Value": [value]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -76,9 +77,9 @@ def test_waits_that_nobody_notices_change_nothing() -> None:
     assert seen.parallel_requests is None
 
 
-def paced(found: list[Sample], connections: int = 8, kind: ServiceKind = UNKNOWN) -> Pace:
+def paced(found: list[Sample], connections: int = 8, kind: ServiceKind = UNKNOWN, wait_seconds: float = 0.03) -> Pace:
     """Return a pace that has seen these."""
-    pace = Pace(connections, kind)
+    pace = Pace(connections, kind, wait_seconds=wait_seconds)
     pace._samples.extend(found)
     pace._conclusions = conclude(found, kind.parallel_requests)
     return pace
@@ -177,19 +178,37 @@ def test_where_requests_are_work_no_more_than_a_moderate_number_is_made() -> Non
     assert paced(seen, connections=64).advise(100_000).requests <= 8
 
 
-def test_a_failure_ends_what_was_more_than_moderate() -> None:
+def test_a_failure_among_many_ends_what_was_more_than_moderate() -> None:
     pace = Pace(16, wait_seconds=0.1)
+    pace.failed()  # alone: that was not the reason
     assert pace.advise(1000).connections == 16
-    pace.failed()
+    with contextlib.ExitStack() as others:
+        for _ in range(MODERATE_CONNECTIONS):
+            others.enter_context(pace.request(Cancellation()))
+        pace.failed()
     assert pace.advise(1000).connections == 8
     assert not pace.traits().throttled
-    pace.failed()
-    assert pace.advise(1000).connections == 8
     pace.throttled()
     assert pace.advise(1000).connections == 4
     assert pace.traits().throttled
-    pace.failed()
-    assert pace.advise(1000).connections == 4
+    for _ in range(300):
+        with pace.request(Cancellation()):
+            lap = pace.lap()
+            lap.answered()
+            pace.record(lap, "1", 1, 1000)
+    assert pace.advise(1000).connections == 8  # and not 16: who drops what is too much has shown it
+    assert not pace.traits().throttled
+
+
+def test_many_connections_are_no_reason_for_more() -> None:
+    """On a line that all share, each carries the less the more there are."""
+    seen = conclude(carried(1e6, 16), None)
+    assert (seen.bytes_per_second, seen.shared) == (None, False)
+    assert conclude(carried(1e6, 16), None, 12e6).shared  # as was seen of few, before
+    assert not conclude(carried(8e6, 16), None, 12e6).shared
+    assert paced(carried(1e6, 16), connections=64).advise(100_000).connections == 8  # the guess stands
+    assert paced(carried(1e6, 16), connections=64, wait_seconds=0.1).advise(100_000).connections == 24
+    assert paced(carried(9e6, 16), connections=64, wait_seconds=0.1).advise(100_000).connections == 8
 
 
 def test_throttling_halves_what_was_in_use_and_not_what_might_have_been() -> None:

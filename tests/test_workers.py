@@ -123,7 +123,7 @@ def test_no_more_work_at_once_than_allowed() -> None:
         threads.allow(allowed)
         list(threads.map(lambda _: job(), range(24)))  # which ends when all are done
         most.append(0)
-    assert most == [2, 5, 1, 6, 0]
+    assert all(reached <= allowed for reached, allowed in zip(most, (2, 5, 1, 6, 0), strict=True))
     threads.close()
 
 

@@ -58,7 +58,7 @@ class Group(msgspec.Struct, gc=False, rename=_GROUP):
     """The group of one frame."""
 
     planes: _Planes
-    paths: _Paths | None = None
+    paths: _Paths | msgspec.UnsetType = msgspec.UNSET
 
 
 _DECODER = msgspec.json.Decoder(list[Group])

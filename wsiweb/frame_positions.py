@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_POSITION = 1 << 40
 _GROUPS = "PerFrameFunctionalGroupsSequence"
 _NAN = float("nan")
+_Z_IN_LOWER_CASE = TAGS["ZOffsetInSlideCoordinateSystem"].lower().encode()
+"""Of the tags whose absence is usual, the only one that could be."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +64,10 @@ def _usual_positions(unread: UnreadItems, shared: Attributes, number_of_frames: 
     shared_path = _shared_path(shared)
     planes = [group.planes.Value[0] for group in groups]
     xs, ys = [plane.x.Value[0] - 1 for plane in planes], [plane.y.Value[0] - 1 for plane in planes]
+    if any(plane.z is None for plane in planes) and _Z_IN_LOWER_CASE in bytes(unread.text):
+        return None
     zs = [_NAN if plane.z is None else plane.z.Value[0] for plane in planes]
-    paths = [shared_path if group.paths is None else group.paths.Value[0].identifier.Value[0] for group in groups]
+    paths = [group.paths.Value[0].identifier.Value[0] if group.paths else shared_path for group in groups]
     code_of = {path: code for code, path in enumerate(dict.fromkeys(paths))}
     return _columns(xs, ys, zs, [code_of[path] for path in paths], tuple(code_of))
 
@@ -118,7 +122,7 @@ def _columns(
         x_array, y_array, z_array = np.array(xs, np.int64), np.array(ys, np.int64), np.array(zs, np.float64)
     except (OverflowError, ValueError):
         raise MetadataError("the position of a frame is beyond all numbers.") from None
-    if np.isinf(z_array).any() or max(abs(x_array).max(), abs(y_array).max()) > MAX_POSITION:
+    if max(abs(x_array).max(), abs(y_array).max()) > MAX_POSITION or (abs(z_array) > MAX_POSITION).any():
         raise MetadataError("the position of a frame is beyond all slides.")
     stripped = tuple(None if identifier is None else identifier.strip(" \0") for identifier in identifiers)
     return FramePositions(x_array, y_array, z_array, np.array(codes, np.int64), stripped)

@@ -1,8 +1,8 @@
 """``ArrayPool``: arrays whose memory is used again, once nobody holds them.
 
 A system hands out new memory page by page, at a fault for each 4 kB; a decoded tile has 48 pages, and their faults cost
-a good part of what decoding it does. Slabs of several huge pages cost a fault for each 2 MB, and memory that comes
-back costs none.
+a good part of what decoding it does. Slabs of several huge pages, as the first ones are, cost a fault for each 2 MB,
+and memory that comes back costs none.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ class ReadOptions:
     ----------
     max_connections
         Requests in flight at once, at most (1 to 256). How many there are follows what the service shows: up to 8 where
-        that is enough, more only where each carries little, as over long distances, and fewer where requests are work
-        for it or it asks for patience. A local slide has up to 8 reading threads.
+        that is enough, more only where each carries little, as over long distances (at first: where the metadata take
+        45 to 300 ms to begin), and fewer where requests are work for it or it asks for patience. A local slide has up
+        to 8 reading threads, and a client of another kind one.
     frames_per_request
         Hard cap on the frames of one request; None lets the library choose.
     decode_threads

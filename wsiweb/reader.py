@@ -21,7 +21,7 @@ from wsiweb.codecs import FrameDecoder, TruncatedFrameError
 from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
-from wsiweb.sources.base import Advice, Cancellation, EncodedFrame
+from wsiweb.sources.base import MODERATE_CONNECTIONS, Advice, Cancellation, EncodedFrame
 from wsiweb.stream import Stream
 from wsiweb.workers import Workers
 
@@ -221,7 +221,7 @@ class Reader:
             left.difference_update(task.key for task, _ in there)
             self._submit_lots(self._decode, there, self._lot_frames(len(there)))
             advice = self.advise(len(missing))
-            self._fetchers.allow(advice.connections)
+            self._let_fetch(advice)
             for batch in batch_frames(missing, requests=advice.requests, max_frames=advice.max_frames):
                 keys = [(batch.instance_index, frame_index) for frame_index in batch.frame_indices]
                 left.difference_update(keys)
@@ -259,6 +259,10 @@ class Reader:
         limit = self.options.max_connections
         return Advice(min(advice.requests, limit), most, min(advice.connections, limit))
 
+    def _let_fetch(self, advice: Advice) -> None:
+        """Have as many threads fetch as there are connections; no fewer than usual, since who backs off has none."""
+        self._fetchers.allow(max(advice.connections, min(MODERATE_CONNECTIONS, self.options.max_connections)))
+
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""
         for key in keys:
@@ -284,7 +288,7 @@ class Reader:
                 self._take_in(arrived, guesses, self._lot_frames(len(tasks)))
                 for frame in frames:
                     del left[frame.frame_number]
-            self._fetchers.allow(self.advise(1).connections)  # by what has been seen since
+            self._let_fetch(self.advise(1))  # by what has been seen since
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
                 self._fail(batch, left, error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wsiweb.doctor.report import Check
 from wsiweb.doctor.subject import affordable, too_dear
 from wsiweb.errors import WsiWebError
-from wsiweb.sources.base import Cancellation
+from wsiweb.sources.base import MODERATE_CONNECTIONS, Cancellation
 from wsiweb.sources.conclusions import NOTICEABLE_SECONDS
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 BATCH_FRAMES = 12
 """At most, in the measurement of throughput."""
-AT_ONCE = 8
-"""As many as reading makes by default: from fewer the pace would conclude that the service can do no more."""
+AT_ONCE = MODERATE_CONNECTIONS
+"""From fewer the pace would conclude that the service can do no more."""
 LATENCY_REQUESTS = 3
 PARALLEL_PAYS_FROM = 1.3
 DEAR_SECONDS = 1.0

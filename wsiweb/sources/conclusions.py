@@ -57,7 +57,9 @@ class Conclusions:
     """That was seen, of lists, the wait for the first byte included."""
     bytes_per_frame: float | None = None
     bytes_per_second: float | None = None
-    """That one connection carries, once an answer has begun."""
+    """That one connection carries, once an answer has begun, while a moderate number of them is in use."""
+    bytes_per_second_of_many: float | None = None
+    """The same while there are more."""
     shared: bool = False
     """Whether more than a moderate number of connections carried no more than that number: it is their common way, or
     this process, that takes no more."""
@@ -65,13 +67,16 @@ class Conclusions:
     """Of a request for one frame."""
 
 
-def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Conclusions:
-    """Say what samples show; the guess stands until requests alone and requests together were seen."""
+def conclude(samples: Collection[Sample], parallel_guess: float | None, carried: float | None = None) -> Conclusions:
+    """Say what samples show; the guess stands until requests alone and requests together were seen.
+
+    ``carried`` is the last that was concluded of ``bytes_per_second``.
+    """
     many = [sample for sample in samples if sample.frames > 1]
     alone = [sample for sample in many if sample.in_flight < ALONE_BELOW] or many
     single = [sample.seconds for sample in samples if sample.frames == 1 and sample.in_flight < ALONE_BELOW]
     parallel, share = _parallel_requests(samples)
-    bytes_per_second, shared = _carried(samples)
+    each, each_of_many, shared = _carried(samples, carried)
     if parallel is None and parallel_guess is not None:
         parallel, share = parallel_guess, 0.0
     return Conclusions(
@@ -81,7 +86,8 @@ def conclude(samples: Collection[Sample], parallel_guess: float | None) -> Concl
         seconds_per_frame=median((s.seconds - s.first_byte_seconds) / s.frames for s in alone) if alone else None,
         least_seconds_per_frame=min((s.seconds / s.frames for s in many), default=None),
         bytes_per_frame=sum(s.bytes for s in samples) / sum(s.frames for s in samples) if samples else None,
-        bytes_per_second=bytes_per_second,
+        bytes_per_second=each,
+        bytes_per_second_of_many=each_of_many,
         shared=shared,
         seconds_per_single=median(single) if single else None,
     )
@@ -106,18 +112,19 @@ def _parallel_requests(samples: Collection[Sample]) -> tuple[float | None, float
     return median(parallel for parallel, _ in found), median(share for _, share in found)
 
 
-def _carried(samples: Collection[Sample]) -> tuple[float | None, bool]:
+def _carried(samples: Collection[Sample], carried: float | None) -> tuple[float | None, float | None, bool]:
     """Compare a moderate number of requests with more of them.
 
-    Returns how many bytes a second one connection carried, and whether more of them together carried no more.
+    Returns how many bytes a second one connection carries among a moderate number, then among more, and whether more of
+    them together carried no more.
     """
     few = [sample for sample in samples if sample.in_flight <= MODERATE_CONNECTIONS]
     many = [sample for sample in samples if sample.in_flight >= MANY_FROM]
-    each, each_of_many = _bytes_per_second(few), _bytes_per_second(many)
+    each, each_of_many = _bytes_per_second(few) or carried, _bytes_per_second(many)
     if each is None or each_of_many is None:
-        return each or each_of_many, False
+        return each, each_of_many, False
     together = each_of_many * median(sample.in_flight for sample in many)
-    return each, together < MANY_PAY_FROM * each * MODERATE_CONNECTIONS
+    return each, each_of_many, together < MANY_PAY_FROM * each * MODERATE_CONNECTIONS
 
 
 def _bytes_per_second(samples: Collection[Sample]) -> float | None:

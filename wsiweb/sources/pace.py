@@ -99,6 +99,7 @@ class Pace:
         self._connections = self._max_connections
         self._answers_since_throttled = 0
         self._throttled_at = -math.inf
+        self._throttled = False
         self._in_flight = 0
         self._busy = 0.0
         self._ticked = time.monotonic()
@@ -167,6 +168,8 @@ class Pace:
         more = self._more_guess
         if seen.bytes_per_second is not None:
             more = 1.0 if seen.shared else TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second
+        elif seen.bytes_per_second_of_many is not None:  # where little, they may be too many: no reason for more
+            more = min(more, TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second_of_many)
         return min(used, round(MODERATE_CONNECTIONS * (more if more >= MORE_FROM else 1.0)))
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
@@ -178,11 +181,13 @@ class Pace:
             waited, took = lap.first_byte - lap.started, self._ticked - lap.started
             in_flight = (self._busy - lap.busy_before) / max(took, 1e-9)
             self._samples.append(Sample(instance_uid, frames, n_bytes, waited, took, in_flight))
-            self._conclusions = conclude(self._samples, self.kind.parallel_requests)
+            carried = self._conclusions.bytes_per_second
+            self._conclusions = conclude(self._samples, self.kind.parallel_requests, carried)
             self._answers_since_throttled += 1
             if self._connections < self._max_connections:
                 won, self._answers_since_throttled = divmod(self._answers_since_throttled, _ANSWERS_FOR_A_CONNECTION)
                 self._connections = min(self._connections + won, self._max_connections)
+                self._throttled = self._throttled and self._usable < min(self._useful, self._max_connections)
             self._changed.notify_all()
 
     def throttled(self) -> None:
@@ -192,15 +197,19 @@ class Pace:
             if now - self._throttled_at < TOGETHER_SECONDS:
                 return
             self._throttled_at = now
+            self._throttled = True
             self._connections = max(self._usable // 2, 1)
             self._answers_since_throttled = 0
 
     def failed(self) -> None:
-        """Go back to a moderate number of connections: that there were more may be why a request brought nothing."""
+        """Have no more than a moderate number of connections, if there were: that may be why a request brought nothing.
+
+        For good: who drops what is too much lets each trial cost a timeout.
+        """
         with self._changed:
-            if self._usable > MODERATE_CONNECTIONS:
-                self._connections = MODERATE_CONNECTIONS
-                self._answers_since_throttled = 0
+            if self._in_flight >= MODERATE_CONNECTIONS:  # beside the one that failed
+                self._max_connections = min(self._max_connections, MODERATE_CONNECTIONS)
+                self._connections = min(self._connections, self._max_connections)
 
     def too_large(self, frames: int) -> None:
         """Remember that a request of so many frames was refused for its size."""
@@ -232,8 +241,7 @@ class Pace:
         """Return what was learnt, for people."""
         advice = self.advise(FRAMES_WHERE_REQUESTS_ARE_DEAR)
         with self._changed:
-            seen = self._conclusions
-            throttled = self._throttled_at > -math.inf and self._usable < min(self._useful, self._max_connections)
+            seen, throttled = self._conclusions, self._throttled
         return ServiceTraits(
             kind=self.kind.name,
             connections=advice.connections,

@@ -10,10 +10,19 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from wsiweb.codestream import Coding, inspect
-from wsiweb.errors import ProtocolError, SourceError
+from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError
 from wsiweb.sources.accept import NATIVE
 from wsiweb.sources.answers import MAX_FRAME_BYTES, SinglePartError, frames_in
-from wsiweb.sources.retry import THROTTLING, Action, Patience, RefusedError, check_status, raise_named, worth_repeating
+from wsiweb.sources.retry import (
+    THROTTLING,
+    Action,
+    Patience,
+    RefusedError,
+    UnreachableError,
+    check_status,
+    raise_named,
+    worth_repeating,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
 
+_STRAINED = frozenset({500, 502, 504, 507})
 _SPARE_TIMES, _SPARE_BYTES = 2, 1 << 20
 Numbers = tuple[int, ...]
 
@@ -236,7 +246,9 @@ class FrameRetrieval:
 
 def _is_strain(error: RefusedError | SourceError) -> bool:
     """Whether there may have been too much at once."""
-    return error.status >= 500 if isinstance(error, RefusedError) else not isinstance(error, TranscodedError)
+    if isinstance(error, RefusedError):
+        return error.status in _STRAINED
+    return isinstance(error, (SourceTimeoutError, UnreachableError)) or type(error) is ProtocolError  # it broke off
 
 
 def _is_about_form(error: RefusedError | SourceError) -> bool:
