@@ -120,7 +120,7 @@ class Service:
     def __init__(self, instances: list[ServedInstance]) -> None:
         self.instances = {instance.uid("00080018"): instance for instance in instances}
         self.counters = Counters()
-        self._json = functools.lru_cache(None)(self._json)  # type: ignore[method-assign]
+        self._remembered_json = functools.cache(self._json)
 
     def answer(self, target: str, accept: str) -> tuple[str, str, bytes, int]:
         """Return status, content type, body and number of frames."""
@@ -128,7 +128,7 @@ class Service:
         parts = path.strip("/").split("/")
         if "frames" in parts:
             return self._frames(parts, accept)
-        body = self._json(path, query)
+        body = self._remembered_json(path, query)
         if body is None:
             return "404 Not Found", "application/json", b"[]", 0
         return "200 OK", "application/dicom+json", body, 0

@@ -14,6 +14,7 @@ from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError
 from wsiweb.sources.accept import NATIVE
 from wsiweb.sources.answers import MAX_FRAME_BYTES, SinglePartError, frames_in
 from wsiweb.sources.retry import (
+    STRAINED,
     THROTTLING,
     Action,
     Patience,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from wsiweb.sources.pace import Pace
     from wsiweb.sources.retry import Gate
 
-_STRAINED = frozenset({500, 502, 504, 507})
 _SPARE_TIMES, _SPARE_BYTES = 2, 1 << 20
 Numbers = tuple[int, ...]
 
@@ -247,7 +247,7 @@ class FrameRetrieval:
 def _is_strain(error: RefusedError | SourceError) -> bool:
     """Whether there may have been too much at once."""
     if isinstance(error, RefusedError):
-        return error.status in _STRAINED
+        return error.status in STRAINED
     return isinstance(error, (SourceTimeoutError, UnreachableError)) or type(error) is ProtocolError  # it broke off
 
 

@@ -74,6 +74,9 @@ _ACTIONS = {
     **dict.fromkeys((400, 413, 414, 431), Action.SPLIT),
 }
 THROTTLING = frozenset({429, 503})
+"""The service asks for patience."""
+STRAINED = frozenset({500, 502, 504, 507})
+"""There may have been too much at once."""
 
 
 def action_for(status: int) -> Action:
