@@ -91,7 +91,7 @@ def test_what_is_kept_and_on_trial_fits_into_the_budget(steps: list[tuple[str | 
     for step, key, size in steps:
         if isinstance(step, Keep):
             cache.put(key, bytes(size), step)
-            if step is not Keep.NOT and size <= budget - sum(lent):
+            if size <= budget - sum(lent):
                 sizes[key] = size
                 assert key % 2 or cache.get(key) == bytes(size)  # which ends its trial
         elif step == "lend":
@@ -234,7 +234,7 @@ def test_a_hit_tells_no_listener() -> None:
 
 
 @pytest.mark.parametrize(("budget_bytes", "keep"), [
-    (100, Keep.NOT), (0, Keep.YES), (2, Keep.YES), (2, Keep.ON_TRIAL),
+    (0, Keep.YES), (2, Keep.YES), (2, Keep.ON_TRIAL),
 ])  # fmt: skip
 def test_what_is_not_kept_still_reaches_who_waits(budget_bytes: int, keep: Keep) -> None:
     cache, listener = flights(budget_bytes), Listener()
@@ -288,7 +288,7 @@ def test_a_listener_may_ask_again() -> None:
     thread.start()
     thread.join(PATIENCE_SECONDS)
     assert reclaimed == ["a"]
-    cache.resolve([("a", b"A")], Keep.NOT)
+    cache.resolve([("a", b"A")], Keep.YES)
     assert second.told == [("a", b"A", None)]
 
 

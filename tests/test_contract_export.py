@@ -11,7 +11,7 @@ from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit
 from synthetic import make_slide, srgb_profile
 
-from wsiweb import DecodeError, ReadOptions, RegionError, WsiWebError
+from wsiweb import DecodeError, ReadOptions, RegionError, WsiWebError, export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +103,21 @@ def test_each_frame_is_fetched_once(open_web: Opener, synthetic: SlideMaker, tmp
     asked = open_web.servers[0].frames_asked()
     assert len(asked) == 132
     assert set(asked.values()) == {1}
+
+
+def test_each_frame_is_fetched_once_for_bands_shorter_than_its_tiles(
+    open_web: Opener, synthetic: SlideMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a level are of which a row of tiles is too large for memory."""
+    monkeypatch.setattr(export, "AHEAD_BYTES", 50_000)
+    monkeypatch.setattr(export, "BAND_BYTES", 20_000)
+    truth = synthetic("jpeg")
+    open_web(truth).export_png(tmp_path / "out.png")
+    asked = open_web.servers[0].frames_asked()
+    assert len(asked) == 132
+    assert set(asked.values()) == {1}
+    with Image.open(tmp_path / "out.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), truth.truth(0, 0, 0, 700, 530))
 
 
 def test_compression_changes_the_size_only(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ class ByteCache(Generic[Key, Value]):
 class Keep(enum.Enum):
     """What becomes of a value once those who wait for it have it."""
 
-    NOT = enum.auto()
     ON_TRIAL = enum.auto()
     """It stays for a while, and for good if it is asked for again."""
     YES = enum.auto()
@@ -101,8 +100,6 @@ class TrialCache(Generic[Key, Value]):
         """Keep a value, at the cost of the least recently used ones; not if it is larger than the whole budget."""
         size = self._size_of(value)
         budget_bytes = self._budget_bytes - self._lent_bytes
-        if keep is Keep.NOT:
-            return
         if size <= budget_bytes:
             if key in self._dropped:
                 del self._dropped[key]

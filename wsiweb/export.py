@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 BAND_BYTES = 8 << 20
-"""About so much of the region is one band; whole rows of tiles, so that no frame is needed twice."""
+"""About so much of the region is one band: whole rows of tiles, unless these are too large."""
 AHEAD_BYTES = 64 << 20
 """At most so much is read ahead of the compression: more would only wait in memory."""
 
@@ -69,7 +69,7 @@ def export_png(
         stacked=False,
         profile=profile if to_srgb else None,
         ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
-        keep=Keep.NOT,
+        keep=Keep.ON_TRIAL,
         single=False,
     )
     with progress_of(progress, region.h, "PNG") as report, _atomic(Path(path)) as stream:

@@ -69,7 +69,7 @@ class Errand:
 
     cancellation: Cancellation
     keep: Keep
-    """What becomes of the tiles that it decodes; the encoded frames of those that are not kept are not either."""
+    """What becomes of the tiles that it decodes."""
     single: bool
     """Whether it is of one region."""
 
@@ -301,8 +301,7 @@ class Reader:
         """Note frames that have come, and have them decoded where that has not begun."""
         from_disk = sum(frame.from_disk for _, frame in arrived)
         self.stats.add(frames=len(arrived) - from_disk, disk_hits=from_disk)
-        if arrived[0][0].errand.keep is not Keep.NOT:
-            self._frames.put((task.key, frame) for task, frame in arrived)
+        self._frames.put((task.key, frame) for task, frame in arrived)
         done, rest = guesses.confirm(arrived, self._conclude_one)
         self._submit_lots(self._conclude, done, _DECODED_A_LOT)  # not here: the next request would wait for it
         self._submit_lots(self._decode, rest, lot_frames)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb import stitch
 from wsiweb.board import Board, Event
-from wsiweb.cache import Keep
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.board import Job
+    from wsiweb.cache import Keep
     from wsiweb.plan import FrameKey
     from wsiweb.reader import Reader
 
@@ -68,7 +68,7 @@ class Stream:
         self._foreseen: deque[Job] = deque()
         self._foreseen_bytes = 0
         self._barren = 0
-        self._foresight_bytes = 0 if keep is Keep.NOT else _FORESIGHT * reader.options.tile_cache_bytes
+        self._foresight_bytes = _FORESIGHT * reader.options.tile_cache_bytes
         self._claimed: dict[FrameKey, tuple[int, int]] = {}  # but not started yet
         self._lot_tiles = 0
 
