@@ -120,6 +120,17 @@ def test_each_frame_is_fetched_once_for_bands_shorter_than_its_tiles(
         np.testing.assert_array_equal(np.asarray(image), truth.truth(0, 0, 0, 700, 530))
 
 
+def test_what_cannot_be_exported_costs_no_request(open_web: Opener, tmp_path: Path) -> None:
+    """Not even that for the profile, which the metadata only refer to."""
+    slide = open_web(make_slide(tmp_path / "slide", icc_profile=srgb_profile()))
+    before = open_web.requests()
+    with pytest.raises(RegionError):
+        slide.export_png(tmp_path / "out.png", 0, -50, -50, 10, 10)
+    with pytest.raises(RegionError):
+        slide.export_png(tmp_path / "out.png", compression=10)
+    assert open_web.requests() == before
+
+
 def test_compression_changes_the_size_only(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
     """The default is at most 1.25 times as large as zlib's level 6 (here: Pillow's)."""
     truth = synthetic("jpeg")

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from kinds_writer import KEY, SIZE, add_level, assert_reads, assert_same, blank, images_for, new_slide
+from kinds_writer import (
+    KEY,
+    SIZE,
+    add_level,
+    assert_reads,
+    assert_same,
+    blank,
+    images_for,
+    new_slide,
+    open_series,
+)
 from PIL import Image, ImageCms
+from pydicom.uid import generate_uid
 from synthetic import SyntheticSlide, pattern, srgb_profile
 
 from wsiweb import WsiWebError
@@ -171,6 +182,32 @@ def test_monochrome_with_a_profile(tmp_path: Path, open_slide: Opener, path: str
     opened = open_slide(slide)
     plain = opened.read_region(0, 0, 0, *SIZE, optical_path=path)
     assert_same(opened.read_region(0, 0, 0, *SIZE, optical_path=path, icc="srgb"), plain)
+
+
+def test_each_series_of_a_slide_has_its_profile(tmp_path: Path, open_slide: Opener) -> None:
+    """Whose optical paths have the same identifier, and are given different names."""
+    slide, stored = new_slide(tmp_path), profiles()[:2]
+    series, images = [slide.series_uid, generate_uid()], []
+    for n, (uid, profile) in enumerate(zip(series, stored, strict=True)):
+        slide.series_uid = uid
+        ds = blank(slide)
+        ds.OpticalPathSequence[0].ICCProfile = profile
+        images.append(pattern("rgb", *SIZE, salt=30 * n))
+        add_level(slide, ds, {KEY: images[-1]}, name=f"{n}")
+    opened = open_series(open_slide, slide, series)
+    assert opened.icc_profile == stored[0]
+    for path, image, profile in zip(opened.optical_paths, images, stored, strict=True):
+        managed = opened.read_region(0, 0, 0, *SIZE, optical_path=path, icc="srgb")
+        assert_same(managed, by_pillow(image, profile))
+
+
+def test_a_closed_slide_asks_for_no_profile(tmp_path: Path, open_web: Opener) -> None:
+    opened = open_web(colour_slide(tmp_path, profiles()[:1]))
+    opened.close()
+    before = open_web.requests()
+    with pytest.raises(WsiWebError, match="closed"):
+        _ = opened.icc_profile
+    assert open_web.requests() == before
 
 
 def test_only_srgb(tmp_path: Path, open_slide: Opener) -> None:

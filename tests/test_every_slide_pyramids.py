@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
-from kinds_writer import KEY, SIZE, add_level, assert_reads, blank, images_for, new_slide
+from kinds_writer import KEY, SIZE, add_level, assert_reads, blank, images_for, new_slide, store
 from pydicom.uid import generate_uid
-from synthetic import SyntheticSlide, pattern
+from synthetic import SyntheticSlide, pattern, srgb_profile
 
-from wsiweb import WsiWebError
+from wsiweb import RegionError, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -220,3 +221,48 @@ def test_paths_of_a_pyramid_are_those_of_the_one_that_is_open(tmp_path: Path, op
         assert (opened.optical_paths, opened.focal_planes) == (paths, planes)
         assert opened.properties["objective_power"] == 20 + index
         assert_reads(opened, truths[index])
+
+
+def test_a_pyramid_has_a_thumbnail_and_a_profile_of_its_own(tmp_path: Path, open_slide: Opener) -> None:
+    """And none of another scan's; a thumbnail that names no pyramid shows the default one."""
+    slide = new_slide(tmp_path)
+    uids, shown = ("1.2.3.1", "1.2.3.2", "1.2.3.3"), []
+    for n, (uid, profile) in enumerate(zip(uids, (srgb_profile(swapped=True), None, srgb_profile()), strict=True)):
+
+        def change(ds: Dataset, uid: str = uid, profile: bytes | None = profile) -> None:
+            ds.PyramidUID = uid
+            if profile is not None:
+                ds.OpticalPathSequence[0].ICCProfile = profile
+
+        sizes = ((160 - 20 * n, 120 - 15 * n), (80 - 10 * n, 60 - 8 * n))
+        add_pyramid(slide, sizes, change, salt=20 * n, names=(f"{n}a", f"{n}b"))
+        if n < 2:
+            picture = pattern("rgb", 40, 30, salt=200 + n)
+            shown.append(picture)
+            ds = blank(slide, (40, 30), tile_size=(40, 30), flavor="THUMBNAIL")
+            if n == 1:
+                ds.PyramidUID = uid
+            store(slide, ds, [picture.tobytes()], name=f"thumbnail-{n}")
+    for n, profile in enumerate((srgb_profile(swapped=True), None, srgb_profile())):
+        with open_slide(slide, pyramid=n) as opened:
+            assert (opened.icc_profile is None) == (profile is None)
+            images = opened.associated_images
+            assert ("thumbnail" in images) == (n < 2)
+            if n < 2:
+                np.testing.assert_array_equal(images["thumbnail"], shown[n])
+                np.testing.assert_array_equal(opened.thumbnail(40), shown[n])
+            else:
+                requests = opened.stats.frames
+                opened.thumbnail(40)
+                assert opened.stats.frames > requests  # of a level
+
+
+def test_levels_of_a_pyramid_that_is_not_open(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    add_pyramid(slide, LARGE, with_attributes(PyramidUID="1.2.3.1"), salt=0, names=("a", "b"))
+    add_pyramid(slide, SMALL, with_attributes(PyramidUID="1.2.3.2"), salt=30, names=("c", "d"))
+    with open_slide(slide) as opened:
+        own, other = (pyramid.levels[1] for pyramid in opened.pyramids)
+        np.testing.assert_array_equal(opened.read_region(own, 0, 0, 9, 9), opened.read_region(1, 0, 0, 9, 9))
+        with pytest.raises(RegionError, match="pyramid"):
+            opened.read_region(other, 0, 0, 9, 9)

@@ -13,7 +13,6 @@ from wsiweb.pyramid import build_pyramids, single_image
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wsiweb.dicomjson import BinaryValue
     from wsiweb.images import Channel
     from wsiweb.metadata import Instance
     from wsiweb.pyramid import Level, Pyramid
@@ -40,18 +39,11 @@ class SlideContent:
     properties: tuple[dict[str, str | float], ...]
     """One for each pyramid."""
 
-    def icc_profile(self, optical_path: str) -> BinaryValue | None:
-        """Return where the profile of an optical path is, of the finest instance that has one."""
-        volumes = [instance for instance in self.instances if instance.flavor == "VOLUME"]
-        volumes.sort(key=lambda instance: -instance.matrix_width * instance.matrix_height)
-        paths = (path for instance in volumes for path in instance.optical_paths)
-        return next((p.icc_profile for p in paths if p.identifier == optical_path and p.icc_profile), None)
-
     def thumbnail(self, pyramid: Pyramid, width: int, height: int) -> tuple[Level, Channel]:
         """Return the smallest image of a whole pyramid that has at least so many pixels; a THUMBNAIL before a level."""
         base = pyramid.levels[0]
         for position, instance in enumerate(self.instances):
-            if instance.flavor == "THUMBNAIL" and instance.pixels.colour == (len(base.shape) == 3):
+            if self._shows(instance, pyramid) and instance.pixels.colour == (len(base.shape) == 3):
                 distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
                 large = instance.matrix_width >= width and instance.matrix_height >= height
                 if large and abs(distortion - 1) < 0.01:
@@ -59,13 +51,20 @@ class SlideContent:
         sufficient = [level for level in pyramid.levels if level.width >= width and level.height >= height]
         return sufficient[-1], pyramid.channel(sufficient[-1].index, None, None)
 
-    def associated(self) -> dict[str, int]:
+    def associated(self, pyramid: Pyramid) -> dict[str, int]:
         """Return the positions of the instances that show label, overview and thumbnail, by their names."""
         positions: dict[str, int] = {}
         for position, instance in enumerate(self.instances):
-            if instance.flavor != "VOLUME":
+            if instance.flavor in ("LABEL", "OVERVIEW") or self._shows(instance, pyramid):
                 positions.setdefault(instance.flavor.lower(), position)
         return positions
+
+    def _shows(self, instance: Instance, pyramid: Pyramid) -> bool:
+        """Whether an instance is a thumbnail of that pyramid; one that names none of them is of the default one."""
+        if instance.flavor != "THUMBNAIL":
+            return False
+        named = [shown for shown in self.pyramids if shown.uid is not None and shown.uid == instance.pyramid_uid]
+        return pyramid in (named or self.pyramids[:1])
 
 
 def load_content(

@@ -42,13 +42,14 @@ def export_png(
     channels: Sequence[Channel],
     *,
     compression: int | None,
-    profile: bytes | None,
+    profile_of: Callable[[], bytes | None],
     to_srgb: bool,
     progress: bool | Progress | None,
 ) -> None:
     """Write ``region`` of ``level`` to ``path``; see ``Slide.export_png``.
 
-    ``profile`` is the slide's ICC profile; it is embedded, or applied where ``to_srgb``.
+    ``profile_of`` returns the slide's ICC profile, which may cost a request; it is embedded, or applied where
+    ``to_srgb``.
     """
     if len(channels) != 1:
         raise RegionError("A PNG shows one optical path; name it with optical_path=.")
@@ -58,8 +59,7 @@ def export_png(
     check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
     channel = channels[0]
     bands = list(_bands(level, region, 3 if channel.colour else channel.dtype.itemsize))
-    if not channel.colour:
-        profile = None
+    profile = profile_of() if channel.colour else None
     embedded = icc_profiles.srgb_profile() if profile and to_srgb else profile
     arrays = RegionArrays(
         reader,

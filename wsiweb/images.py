@@ -18,6 +18,7 @@ from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileInd
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from wsiweb.dicomjson import BinaryValue
     from wsiweb.metadata import Instance
 
 ChannelKey = tuple[str, float]
@@ -34,6 +35,8 @@ class Channel:
     dtype: np.dtype[Any]
     background: tuple[int, ...]
     """Colour of what the slide does not have, one value a sample."""
+    icc_profile: BinaryValue | None
+    """Where the profile of its colours is; None where the image tells none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +82,12 @@ class Image:
             )
         indexes = _sparse_channels(parts, members) if sparse else _full_channels(parts, members)
         background = background_of(lead, None)
+        profiles = {
+            path.identifier: path.icc_profile for part in parts for path in part.optical_paths if path.icc_profile
+        }
         channels = {
-            key: Channel((index,), lead.pixels.colour, lead.pixels.dtype, background) for key, index in indexes.items()
+            key: Channel((index,), lead.pixels.colour, lead.pixels.dtype, background, profiles.get(key[0]))
+            for key, index in indexes.items()
         }
         return cls(lead, channels, sparse)
 

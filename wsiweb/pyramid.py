@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from wsiweb.dicomjson import BinaryValue
     from wsiweb.metadata import Instance
 
 
@@ -74,7 +75,7 @@ class Pyramid:
     focal_planes: tuple[float, ...]
     """z offsets in µm, rising."""
     channels: dict[tuple[int, str, float], Channel]
-    """By level index, optical path and focal plane."""
+    """By level index, optical path and focal plane; those of the finest level first."""
 
     @property
     def default_focal_plane(self) -> float:
@@ -103,6 +104,12 @@ class Pyramid:
         if channel is None:
             raise RegionError(f"Level {level} has no optical path {path!r} in the focal plane at {plane} µm.")
         return channel
+
+    def icc_profile(self, optical_path: str) -> BinaryValue | None:
+        """Return where the profile of an optical path is, of the finest level that has one."""
+        return next(
+            (c.icc_profile for (_, path, _), c in self.channels.items() if path == optical_path and c.icc_profile), None
+        )
 
     def _nearest_plane(self, focal_plane: Any) -> float:
         wish = float(focal_plane) if isinstance(focal_plane, numbers.Real) else math.nan
@@ -261,10 +268,14 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
         for image in group:
             for (path, plane), channel in image.channels.items():
                 key = index, path, plane
-                tiles = channels[key].tiles if key in channels else ()
-                # What only level 0 says of absent pixels holds for all levels.
-                background = background_of(image.lead, base.absent_pixel_cielab)
-                channels[key] = replace(channel, tiles=tiles + channel.tiles, background=background)
+                before = channels.get(key, replace(channel, tiles=()))
+                channels[key] = replace(
+                    channel,
+                    tiles=before.tiles + channel.tiles,
+                    # What only level 0 says of absent pixels holds for all levels.
+                    background=background_of(image.lead, base.absent_pixel_cielab),
+                    icc_profile=before.icc_profile or channel.icc_profile,
+                )
     return Pyramid(
         uid=base.pyramid_uid,
         lead_uid=base.address.instance_uid,

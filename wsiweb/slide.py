@@ -209,11 +209,12 @@ class Slide:
 
     def _icc_profile(self, optical_path: str) -> bytes | None:
         if optical_path not in self._icc_profiles:
-            value = self._content.icc_profile(optical_path)
-            profile = None
-            if value is not None:
-                inline = value.inline
-                profile = inline if inline is not None else self._running().source.fetch_bulk(value.uri or "")
+            value = self._pyramid.icc_profile(optical_path)
+            profile = None if value is None else value.inline
+            if value is not None and profile is None:
+                reader = self._running()
+                reader.check_open()
+                profile = reader.source.fetch_bulk(value.uri or "")
             self._icc_profiles[optical_path] = icc_profiles.trimmed(profile) if profile else None
         return self._icc_profiles[optical_path]
 
@@ -461,7 +462,7 @@ class Slide:
             region,
             channels,
             compression=compression,
-            profile=self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path),
+            profile_of=lambda: self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path),
             to_srgb=icc == "srgb",
             progress=progress,
         )
@@ -478,8 +479,14 @@ class Slide:
         index = level.index if isinstance(level, Level) else integer(level, "level")
         if not 0 <= index < len(levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
-        if isinstance(level, SlideLevel) and level.slide._identity != self._identity:  # noqa: SLF001
-            raise RegionError(f"This is a level of another slide or pyramid, of series {level.slide.series_uid}.")
+        if isinstance(level, SlideLevel):
+            mine = level.slide._identity == self._identity  # noqa: SLF001
+        else:
+            mine = level is levels[index] or not isinstance(level, Level)
+        if not mine:
+            raise RegionError(
+                "This is a level of another slide, or of a pyramid that is not open (Slide.open(pyramid=))."
+            )
         return levels[index]
 
     def _view(
@@ -607,7 +614,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
 
     def __init__(self, slide: Slide) -> None:
         self._slide = slide
-        self._positions = slide._content.associated()  # noqa: SLF001
+        self._positions = slide._content.associated(slide._pyramid)  # noqa: SLF001
 
     def __getitem__(self, name: str) -> Pixels:
         if name not in self._positions:
@@ -616,6 +623,9 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
         level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
         view = resolution.view_of_level(level)
         return next(RegionArrays(self._slide._running(), view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
+
+    def __contains__(self, name: object) -> bool:  # Mapping's would fetch the image
+        return name in self._positions
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
