@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import requests
 from dicomweb_server import DICOMwebServer
 from faults import Fault, Request
+from serving import open_slide
 from synthetic import srgb_profile
 
-from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError
+from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SlideNotFoundError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +62,25 @@ def test_what_cannot_be_sent_fails_at_once(
         Slide.open(server.series_url(truth.study_uid, truth.series_uid), **given)
     assert SECRET not in str(caught.value)
     assert server.count() == 0
+
+
+@pytest.mark.parametrize("special", "/#?")
+def test_a_password_with_what_is_special_in_urls_is_not_shown(special: str) -> None:
+    """What follows is taken for a path, and what precedes for a port."""
+    with pytest.raises(SlideNotFoundError, match="escape") as caught:
+        Slide.open(f"https://user:{SECRET}{special}et@127.0.0.1/dicomWeb", series_uid="1.2")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_cookies_of_the_service_stay_with_the_slide(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """The service gets them back; the session that the user gave, whose own cookies go along, is not changed."""
+    session = requests.Session()
+    session.cookies.set("own", "1")
+    server.fault = lambda request: Fault(headers={"Set-Cookie": "sid=2; Path=/"})
+    with open_slide(server, truth, session=session) as slide:
+        slide.read_region(0, 0, 0, 50, 50)
+    assert dict(session.cookies) == {"own": "1"}
+    assert [request.headers["cookie"] for request in server.requests] == ["own=1", "own=1; sid=2"]
 
 
 def test_a_certificate_that_is_not_there(truth: SyntheticSlide) -> None:

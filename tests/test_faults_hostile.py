@@ -16,6 +16,7 @@ from serving import open_slide, within
 from synthetic import srgb_profile
 
 from wsiweb import MetadataError, ProtocolError, ReadOptions, SlideNotFoundError, SourceError, WsiWebError
+from wsiweb.sources import http
 from wsiweb.sources.http import readable_error
 from wsiweb.sources.multipart import parse_content_type
 
@@ -82,6 +83,7 @@ ENDLESS = {
     "chunk extensions": (MULTIPART + b"Transfer-Encoding: chunked\r\n\r\n", b"5;" + b"a" * 65536),
     "a part": (MULTIPART + b"\r\n--b\r\n\r\n", bytes(MEBIBYTE)),
     "a part that announces it": (MULTIPART + b"\r\n--b\r\nContent-Length: 99999999999\r\n\r\n", bytes(MEBIBYTE)),
+    "the body of a redirect": (b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n", bytes(MEBIBYTE)),
     "a single part": (OK + b"Content-Type: image/jpeg\r\n\r\n", b"\xff\xd8" + bytes(MEBIBYTE)),
 }
 
@@ -101,6 +103,24 @@ def test_endless_answers(
         assert tap.sent < LARGEST_ANSWER_BYTES
         server.fault = lambda request: None
         np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
+
+
+def test_a_refusal_that_drips(server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for all of what it says."""
+    monkeypatch.setattr(http, "_MAX_ERROR_SECONDS", 0.1)
+    dripped: list[bytes] = []
+
+    def drip() -> Iterable[bytes]:
+        yield b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n"
+        while len(dripped) < 1000:
+            dripped.append(b"x")
+            yield b"x"
+            time.sleep(0.02)
+
+    server.fault = every(Fault(raw=drip), "metadata")
+    with pytest.raises(SlideNotFoundError):
+        open_slide(server, truth, options=OPTIONS)
+    assert len(dripped) < 1000
 
 
 @pytest.mark.parametrize(

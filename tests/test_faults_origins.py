@@ -167,6 +167,7 @@ NOWHERE = {
     "a script": "javascript:alert(1)",
     "no URL": "http://[",
     "no port": "http://127.0.0.1:port/x",
+    "a port beyond all": "http://127.0.0.1:99999/x",
     "no host": "http:///x",
     "nothing": "",
     "control characters": "http://127.0.0.1/\x01\x7f",
@@ -185,6 +186,8 @@ def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, ki
     with pytest.raises(WsiWebError) as caught:
         within(20, use)
     assert "s3cr3t" not in str(caught.value)
+    if "URL" in name or "port" in name:
+        assert "redirects to what is no URL" in str(caught.value)
     assert server.count(kind) <= 18
 
 

@@ -211,8 +211,11 @@ def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None,
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise SlideNotFoundError(f"This is no URL of a DICOMweb service: {error}.") from error
+    except ValueError:  # which shows the port, or what is taken for it
+        raise SlideNotFoundError(
+            "This is no URL of a DICOMweb service: its host or port cannot be read. In a user's name or password, "
+            "escape what is special in URLs (%2F for /), or pass auth=."
+        ) from None
     if not parts.hostname:
         raise SlideNotFoundError("This is no URL of a DICOMweb service: it names no host.")
     user_password = None

@@ -19,7 +19,7 @@ import urllib3
 
 from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
-from wsiweb.sources.sessions import NoCredentials, TokenAuth, own_session
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, leave_redirects, own_session
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ CHUNK_BYTES = 262_144
 """Taken at once, at most: each time, threads take turns."""
 _MAX_ERROR_BYTES = 65_536
 _MAX_ERROR_TEXT_BYTES = 16_384
+_MAX_ERROR_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,11 @@ class Answer:
     def error_text(self) -> str:
         """Return what the body of a refusal says, for a message; never raises."""
         text = bytearray()
+        until = time.monotonic() + _MAX_ERROR_SECONDS
         with contextlib.suppress(WsiWebError):
             for chunk in self.chunks:
                 text += chunk
-                if len(text) > _MAX_ERROR_BYTES:
+                if len(text) > _MAX_ERROR_BYTES or time.monotonic() > until:
                     break
         return readable_error(bytes(text))
 
@@ -194,14 +196,19 @@ class Service:
                 where = without_secrets(url)
                 raise RedirectError(f"{where} answered {response.status_code}, a redirect, without a Location.",
                                     url=where, status=response.status_code)  # fmt: skip
-            target = urljoin(response.url, location)
             parameters = None
+            try:
+                target = urljoin(response.url, location)
+                session = self._session_for(target)
+            except ValueError:
+                where = without_secrets(url)
+                raise RedirectError(f"{where} redirects to what is no URL.",
+                                    url=where, status=response.status_code) from None  # fmt: skip
             if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise RedirectError(
                     f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
                     url=without_secrets(url), status=response.status_code,
                 )  # fmt: skip
-            session = self._session_for(target)
             url = target
         raise RedirectError(
             f"{without_secrets(url)} redirects more than {MAX_REDIRECTS} times.", url=without_secrets(url)
@@ -213,7 +220,7 @@ class Service:
     @functools.cached_property
     def _stranger(self) -> requests.Session:
         """For other origins: it knows the way there, and nothing that is secret."""
-        session = requests.Session()
+        session = leave_redirects(requests.Session())
         session.auth = NoCredentials()
         session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
         session.verify, session.proxies, session.trust_env = self._way

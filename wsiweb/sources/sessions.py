@@ -99,8 +99,10 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
     with the process that this one was forked from. What the environment says of proxies, certificates and
     credentials is looked up here, and not for each request.
     """
-    own = object.__new__(type(session))
-    own.__dict__.update(session.__dict__)
+    own = leave_redirects(object.__new__(type(session)))
+    own.__dict__.update(session.__dict__ | own.__dict__)
+    own.cookies = requests.cookies.RequestsCookieJar(getattr(session.cookies, "_policy", None))
+    own.cookies.update(session.cookies)  # in a jar with a lock of its own
     if isinstance(own.auth, TokenAuth):
         own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
@@ -121,6 +123,12 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
 
         own.headers["User-Agent"] = f"wsiweb/{__version__}"
     return own
+
+
+def leave_redirects(session: requests.Session) -> requests.Session:
+    """Have a session ignore redirects: even where it shall not follow them, it reads their bodies, however long."""
+    vars(session)["get_redirect_target"] = lambda _response: None
+    return session
 
 
 def _environment_says(url: str) -> bool:
