@@ -283,6 +283,34 @@ def test_jpeg_2000_colours(mct: bool, declared: str, stored: str) -> None:
     assert np.abs(image.astype(int) - SMOOTH).max() <= (0 if stored == "RGB" else 3)
 
 
+@pytest.mark.parametrize("name", ["native", "RLE", "JPEG-LS", "JPEG 2000"])
+def test_ybr_of_more_than_8_bits(name: str) -> None:
+    """It becomes 8 bits like all colour, and RGB."""
+    ybr = np.asarray(Image.fromarray(SMOOTH).convert("YCbCr"))
+    syntax, encode = LOSSLESS[name]
+    wide = ybr.astype(np.uint16) << 8 | 7
+    data = jpeg_2000(wide, mct=False) if name == "JPEG 2000" else encode(wide)
+    image = decoded(data, described(wide, photometric="YBR_FULL"), syntax)
+    assert np.abs(image.astype(int) - convert_color_space(ybr, "YBR_FULL", "RGB")).max() <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSLESS if "JPEG XL" not in name])
+def test_what_was_lossy_and_comes_without_loss_is_rgb(name: str) -> None:
+    """The metadata do not tell what is stored, and declare what it was."""
+    syntax, encode = LOSSLESS[name]
+    pixels = described(SMOOTH, photometric="YBR_FULL_422", lossy=True)
+    # Of the family of JPEG 2000, one that does not say so itself.
+    data = jpeg_2000(SMOOTH, mct=False) if name in ("JPEG 2000", "HTJ2K") else encode(SMOOTH)
+    np.testing.assert_array_equal(decoded(data, pixels, None, sent_as=syntax), SMOOTH)
+
+
+def test_native_422_of_an_odd_number_of_columns() -> None:
+    """There is no such thing (PS3.3 C.7.6.3.1.2)."""
+    pixels = described(np.zeros((4, 5, 3), np.uint8), photometric="YBR_FULL_422")
+    with pytest.raises(DecodeError, match="60 bytes"):
+        decoded(bytes(40), pixels, syntaxes.ExplicitVRLittleEndian)
+
+
 def test_gray_within_colour() -> None:
     pixels = described(RGB)
     for name in ("JPEG lossless", "JPEG 2000", "JPEG-LS", "JPEG XL"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from wsiweb.errors import MetadataError
 from wsiweb.metadata import Instance
+from wsiweb.properties import properties_of
 from wsiweb.pyramid import build_pyramids
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ def test_numbers_as_strings_and_strings_as_numbers() -> None:
     header = volume(NumberOfFrames="12", BitsAllocated="16 ", Rows=48.0, AvailableTransferSyntaxUID=None,
                     TransferSyntaxUID="1.2.840.10008.1.2.4.50\0")  # fmt: skip
     header[tag("OpticalPathSequence")]["Value"] = [dataset(OpticalPathIdentifier=3, ObjectiveLensPower="20")]
+    assert properties_of(header)["objective_power"] == 20.0
     instance = parse(header)
     assert (instance.number_of_frames, instance.pixels.bits_allocated, instance.pixels.rows) == (12, 16, 48)
     assert instance.transfer_syntax_uid == "1.2.840.10008.1.2.4.50"
-    assert [(path.identifier, path.objective_power) for path in instance.optical_paths] == [("3", 20.0)]
+    assert [path.identifier for path in instance.optical_paths] == ["3"]
 
 
 def test_defaults_of_what_may_be_absent() -> None:
@@ -86,6 +88,25 @@ def test_defaults_of_what_may_be_absent() -> None:
     assert (instance.number_of_focal_planes, instance.pixels.bits_stored, instance.pixels.signed) == (1, 16, False)
     assert (instance.mpp, instance.transfer_syntax_uid, instance.origin_mm) == (None, None, None)
     assert not instance.extended_depth_of_field
+
+
+def test_what_a_slide_can_be_read_without_may_be_no_number() -> None:
+    """It is taken for absent."""
+    measures = dataset(PixelMeasuresSequence=[dataset(PixelSpacing=["0.5 um", "0.5 um"])])
+    header = volume(RecommendedAbsentPixelCIELabValue=["white"], ImagedVolumeWidth="15 mm", ImagedVolumeHeight=15.0,
+                    SharedFunctionalGroupsSequence=[measures])  # fmt: skip
+    header[tag("OpticalPathSequence")]["Value"] = [dataset(OpticalPathIdentifier="1", ObjectiveLensPower="40X")]
+    header[tag("TotalPixelMatrixOriginSequence")] = {
+        "vr": "SQ", "Value": [dataset(XOffsetInSlideCoordinateSystem="left", YOffsetInSlideCoordinateSystem=1.0)]
+    }  # fmt: skip
+    instance = parse(header)
+    assert (instance.absent_pixel_cielab, instance.mpp, instance.origin_mm) == (None, None, None)
+    assert "objective_power" not in properties_of(header)
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(12, 12), (0, 16), (-3, 1), (40, 16), (10**9, 16)])
+def test_bits_stored_are_some_of_those_allocated(stored: int, expected: int) -> None:
+    assert parse(volume(BitsAllocated=16, BitsStored=stored)).pixels.bits_stored == expected
 
 
 def test_number_of_frames_may_be_absent_for_one() -> None:

@@ -73,6 +73,23 @@ def test_shards_keep_the_bytes_of_frames(synthetic: SlideMaker, tmp_path: Path) 
     assert shards[1].stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("stride", ["64", "32"])
+def test_inverted_frames_are_written_as_they_are_read(synthetic: SlideMaker, tmp_path: Path, stride: str) -> None:
+    """Their bytes show dark what reads bright."""
+
+    def inverted(ds: pydicom.Dataset) -> None:
+        ds.PhotometricInterpretation = "MONOCHROME1"
+
+    truth = synthetic("jpeg", content="mono8", sizes=((128, 64),), tile_size=(64, 64), change=inverted)
+    command = ["patches", str(truth.folder), "-o", str(tmp_path / "out"), "--size", "64", "--mask", "none",
+               "--format", "jpeg", "--quality", "100", "--stride", stride]  # fmt: skip
+    assert RUNNER.invoke(app, command).exit_code == 0
+    with Slide.open(truth.folder) as slide:
+        for patch in slide.patches(64, stride=int(stride)):
+            image = np.asarray(Image.open(tmp_path / "out" / f"{patch.x_base}_{patch.y_base}.jpeg"))
+            assert np.abs(image.astype(int) - patch.image).max() < 20
+
+
 @pytest.mark.parametrize("other", [
     ["--size", "64"], ["--size", "50", "--level", "1"], ["--size", "50", "--mpp", "0.7"],
     ["--size", "50", "--level", "0", "--shard-size", "7"],

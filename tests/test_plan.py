@@ -20,7 +20,7 @@ from wsiweb import stitch
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.metadata import Instance
-from wsiweb.plan import ReadPlan, check_region, plan_read
+from wsiweb.plan import ReadPlan, RegionPlanner, check_region
 from wsiweb.pyramid import Level, Pyramid, build_pyramids
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def check(slide: Slide, region: Rectangle, *, exactly_once: bool) -> None:
     (level,) = pyramid.levels
     assert set(pyramid.channels) == {(0, *channel) for channel in slide.frames}
     for channel, frames in slide.frames.items():
-        plan = plan_read(level, [pyramid.channels[0, *channel]], region, stacked=False)
+        plan = RegionPlanner(level, [pyramid.channels[0, *channel]], stacked=False).plan(region)
         corner_of = dict(frames)
         assert len(set(plan.keys)) == len(plan.keys)
         inside = region.intersection(level.bounds)
@@ -231,7 +231,7 @@ def test_stacked_channels(slide: Slide, region: Rectangle) -> None:
     pyramid = slide.pyramid()
     (level,) = pyramid.levels
     names = [channel for channel in slide.frames if channel[1] == 0.0]
-    plan = plan_read(level, [pyramid.channels[0, *name] for name in names], region, stacked=True)
+    plan = RegionPlanner(level, [pyramid.channels[0, *name] for name in names], stacked=True).plan(region)
     array = np.empty(plan.shape, plan.dtype)
     if not plan.covered:
         stitch.fill(array, plan)
@@ -261,10 +261,10 @@ def test_a_missing_part_costs_only_what_it_held(first_end: int, second_start: in
     inside = region.intersection(level.bounds)
     needed = {n for n, corner in enumerate(corners) if not Rectangle(*corner, 6, 5).intersection(inside).empty}
     if needed <= held:
-        assert len(plan_read(level, [channel], region, stacked=False).keys) == len(needed)
+        assert len(RegionPlanner(level, [channel], stacked=False).plan(region).keys) == len(needed)
     else:
         with pytest.raises(MetadataError, match=rf"^Frame {min(needed - held) + 1} of concatenation 1\.9\.9"):
-            plan_read(level, [channel], region, stacked=False)
+            RegionPlanner(level, [channel], stacked=False).plan(region)
 
 
 @pytest.mark.parametrize(("offsets", "counts"), [((0, 5), (6, 6)), ((0, 0), (12, 12)), ((0, 6), (6, 7)), ((1,), (12,))])
@@ -285,7 +285,9 @@ def test_planes_that_nothing_tells_apart_do_not_hide_each_other() -> None:
         pyramid = Slide([header], (250, 140), (64, 48), {}).pyramid()
     except MetadataError:
         return
-    plan = plan_read(pyramid.levels[0], [pyramid.channel(0, None, 0.0)], Rectangle(0, 0, 64, 48), stacked=False)
+    plan = RegionPlanner(pyramid.levels[0], [pyramid.channel(0, None, 0.0)], stacked=False).plan(
+        Rectangle(0, 0, 64, 48)
+    )
     assert plan.keys == [(0, 0)]
 
 
@@ -325,7 +327,9 @@ def test_colour_has_three_samples_and_its_background() -> None:
         RecommendedAbsentPixelCIELabValue=[0, 32_896, 32_896],
     )  # fmt: skip
     pyramid = Slide([header], (250, 140), (64, 48), {}).pyramid()
-    plan = plan_read(pyramid.levels[0], [pyramid.channel(0, None, None)], Rectangle(-5, 0, 10, 7), stacked=False)
+    plan = RegionPlanner(pyramid.levels[0], [pyramid.channel(0, None, None)], stacked=False).plan(
+        Rectangle(-5, 0, 10, 7)
+    )
     assert (plan.shape, plan.dtype.name) == ((7, 10, 3), "uint8")
     assert (plan.background, plan.output_bytes) == ((0, 0, 0), 210)
     assert not plan.covered

@@ -14,6 +14,7 @@ import numpy as np
 from wsiweb.codestream import Codestream, Coding, complete, inspect, jpeg_head
 from wsiweb.colour import ybr_full_to_rgb
 from wsiweb.errors import DecodeError, UnsupportedError
+from wsiweb.transfer_syntaxes import EXPLICIT_BIG_ENDIAN, NATIVE, RLE, RLE_MEDIA_TYPE, lossless, name, readable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[Any]
 
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", EXPLICIT_BIG_ENDIAN})
-RLE = "1.2.840.10008.1.2.5"
 _RLE_PADDING_BYTES = 16
-LOSSLESS = NATIVE | {RLE, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
-RLE_MEDIA_TYPE = "image/dicom-rle"
 
 
 class TruncatedFrameError(DecodeError):
@@ -149,14 +145,22 @@ def decode(
     if syntax not in NATIVE or raw_length is None:
         stream = inspect(frame.data)
     if stream is not None:
-        image = _decode_stream(frame.data, stream, pixels, visible, empty)
+        decoded = _decode_stream(frame.data, stream, pixels, visible, empty)
     elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
-        image = _decode_rle(frame.data, pixels)
+        decoded = _decode_rle(frame.data, pixels)
     elif raw_length is not None:
-        image = _decode_raw(frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
+        decoded = _decode_raw(frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
     else:
         raise _unknown_bytes(frame.data, syntax, _raw_lengths(pixels)[0])
-    return _finish(image, pixels, visible)
+    return _finish(decoded, pixels, visible)
+
+
+class _Decoded(NamedTuple):
+    """What a decoder returned."""
+
+    image: Pixels
+    ybr: bool
+    """Whether three components are YBR_FULL still, and not RGB."""
 
 
 def _as_sent(frame: EncodedFrame, pixels: PixelFormat, stored: str | None) -> PixelFormat:
@@ -175,7 +179,7 @@ def _transcoded(frame: EncodedFrame, pixels: PixelFormat, stored: str | None) ->
     sent = frame.transfer_syntax_uid
     raw = 0 <= len(frame.data) - _raw_lengths(pixels)[0] <= 1
     if stored is None:
-        return pixels.lossy and (sent in LOSSLESS or (sent is None and raw))
+        return pixels.lossy and (raw if sent is None else lossless(sent))
     return stored not in NATIVE and (raw if sent is None else sent != stored)
 
 
@@ -192,17 +196,16 @@ def _check_supported(pixels: PixelFormat) -> None:
 def _raw_lengths(pixels: PixelFormat) -> tuple[int, ...]:
     """Return the lengths that a raw frame may have, padding aside."""
     whole = pixels.rows * pixels.columns * pixels.samples_per_pixel * (pixels.bits_allocated // 8)
-    if pixels.photometric == "YBR_FULL_422":  # two chroma samples for two pixels, or RGB from who decompressed it
+    if (
+        pixels.photometric == "YBR_FULL_422" and pixels.columns % 2 == 0
+    ):  # two chroma samples for two pixels, or RGB from who decompressed it
         return whole, whole // 3 * 2
     return (whole,)
 
 
 def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exception:
-    if syntax is not None and syntax not in NATIVE and data[:2] != b"\xff\xd8":
-        from wsiweb.transfer_syntaxes import name, readable  # noqa: PLC0415
-
-        if not readable(syntax):
-            return UnsupportedError(f"The transfer syntax {name(syntax)} is not read.")
+    if syntax is not None and syntax not in NATIVE and data[:2] != b"\xff\xd8" and not readable(syntax):
+        return UnsupportedError(f"The transfer syntax {name(syntax)} is not read.")
     return TruncatedFrameError(
         f"{len(data)} bytes are neither a known code stream nor the {raw_length} bytes of the raw frame."
     )
@@ -210,7 +213,7 @@ def _unknown_bytes(data: bytes, syntax: str | None, raw_length: int) -> Exceptio
 
 def _decode_stream(
     data: bytes, stream: Codestream, pixels: PixelFormat, visible: tuple[int, int], empty: Empty
-) -> Pixels:
+) -> _Decoded:
     """Check size and end before the decoder sees the bytes, so that a hostile header allocates nothing."""
     if stream.width is not None and stream.height is not None:
         _check_size(stream.width, stream.height, pixels, visible)
@@ -242,38 +245,34 @@ def _jpeg_within(data: bytes) -> bytes:
     return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
 
 
-def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: Empty) -> Pixels:
-    """Call the decoder for the coding, and undo a colour transform that it leaves in."""
+def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: Empty) -> _Decoded:
+    """Call the decoder for the coding."""
     import imagecodecs  # noqa: PLC0415  (its decoders load slowly)
 
     image: Pixels
+    ybr = False
     declared_ybr = pixels.photometric.startswith("YBR")
     match stream.coding:
         case Coding.JPEG if stream.components == 3:
             image = _decode_jpeg(data, _colour_space(stream, pixels), _target(stream, empty))
-            transformed = False
         case Coding.JPEG:
             image = imagecodecs.jpeg8_decode(data, out=_target(stream, empty))
-            transformed = False
         case Coding.JPEG_LOSSLESS:
             image = imagecodecs.jpeg8_decode(data)
             said = stream.colour_transformed
-            transformed = declared_ybr if said is None or pixels.photometric_forced else said
+            ybr = declared_ybr if said is None or pixels.photometric_forced else said
         case Coding.JPEG_LS:
             image = imagecodecs.jpegls_decode(data)
-            transformed = declared_ybr
+            ybr = declared_ybr
         case Coding.JPEG_2000:
             image = imagecodecs.jpeg2k_decode(data)
             # With the multiple component transform the decoder has already returned RGB, whatever is declared.
-            transformed = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and (
+            ybr = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and (
                 not stream.colour_transformed or pixels.photometric_forced
             )
         case Coding.JPEG_XL:
             image = imagecodecs.jpegxl_decode(data)
-            transformed = False
-    if transformed and image.ndim == 3 and image.dtype == np.uint8:
-        return ybr_full_to_rgb(image)
-    return image
+    return _Decoded(image, ybr)
 
 
 def _decode_jpeg(data: bytes, space: str, out: Pixels | None) -> Pixels:
@@ -298,7 +297,7 @@ def _target(stream: Codestream, empty: Empty) -> Pixels | None:
     return empty((stream.height, stream.width, *((3,) if stream.components == 3 else ())), np.uint8)
 
 
-def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
+def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
     """Decode segments, one for each byte of each sample, high bytes first (PS3.5 G).
 
     imagecodecs' own decoder of the whole trusts the header, and crashes the process where that lies.
@@ -322,24 +321,24 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> Pixels:
         plane[:] = segment[:area]
     samples = planes[:, 0] if sample_bytes == 1 else planes[:, 0].astype(np.uint16) << 8 | planes[:, 1]
     image = np.ascontiguousarray(samples.T).reshape(pixels.rows, pixels.columns, pixels.samples_per_pixel)
-    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
+    return _Decoded(image, pixels.photometric == "YBR_FULL")
 
 
-def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> Pixels:
+def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> _Decoded:
     dtype = np.dtype("u1") if pixels.bits_allocated == 8 else np.dtype(">u2" if big_endian else "<u2")
     flat = np.frombuffer(data, dtype)
     if pixels.samples_per_pixel == 1:
-        return flat.reshape(pixels.rows, pixels.columns)
+        return _Decoded(flat.reshape(pixels.rows, pixels.columns), ybr=False)
     if len(flat) == pixels.rows * pixels.columns * 2:  # YBR_FULL_422: Y Y Cb Cr (PS3.3 C.7.6.3.1.2)
         quads = flat.reshape(pixels.rows, pixels.columns // 2, 4)
         chroma = np.repeat(quads[..., 2:], 2, axis=1)
         luma = quads[..., :2].reshape(pixels.rows, pixels.columns, 1)
-        return ybr_full_to_rgb(np.concatenate([luma, chroma], axis=2))
+        return _Decoded(np.concatenate([luma, chroma], axis=2), ybr=True)
     if pixels.planar_configuration == 1:
         image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
     else:
         image = flat.reshape(pixels.rows, pixels.columns, 3)
-    return ybr_full_to_rgb(image) if pixels.photometric == "YBR_FULL" else image
+    return _Decoded(image, pixels.photometric == "YBR_FULL")
 
 
 def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int, int]) -> None:
@@ -352,8 +351,9 @@ def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int
     )
 
 
-def _finish(image: Pixels, pixels: PixelFormat, visible: tuple[int, int]) -> Pixels:
+def _finish(decoded: _Decoded, pixels: PixelFormat, visible: tuple[int, int]) -> Pixels:
     """Make the array what the metadata promise, where that loses nothing."""
+    image = decoded.image
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim not in (2, 3):
@@ -361,17 +361,19 @@ def _finish(image: Pixels, pixels: PixelFormat, visible: tuple[int, int]) -> Pix
     _check_size(image.shape[1], image.shape[0], pixels, visible)
     if pixels.palette is not None and image.ndim == 2:
         return pixels.palette.apply(image)
-    return _finish_colour(image, pixels) if pixels.colour else _finish_monochrome(image, pixels)
-
-
-def _finish_colour(image: Pixels, pixels: PixelFormat) -> Pixels:
+    if not pixels.colour:
+        return _finish_monochrome(image, pixels)
     if image.ndim == 2:  # a gray frame in a colour level
-        image = np.repeat(image[..., None], 3, axis=2)
+        return _finish_colour(np.repeat(image[..., None], 3, axis=2), pixels, ybr=False)
+    return _finish_colour(image, pixels, ybr=decoded.ybr)
+
+
+def _finish_colour(image: Pixels, pixels: PixelFormat, *, ybr: bool) -> Pixels:
     if image.dtype.kind == "u" and image.dtype.itemsize == 2:  # colour is 8 bits here, whatever is stored
         image = (image.astype(np.uint16) >> max(pixels.bits_stored - 8, 0)).astype(np.uint8)
     if image.shape[2] != 3 or image.dtype != np.uint8:
         raise DecodeError(f"The frame decoded to {image.dtype} of shape {image.shape}, which is no RGB.")
-    return image
+    return ybr_full_to_rgb(image) if ybr else image
 
 
 def _finish_monochrome(image: Pixels, pixels: PixelFormat) -> Pixels:

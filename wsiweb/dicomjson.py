@@ -88,7 +88,6 @@ TAGS = {
     "RecommendedAbsentPixelCIELabValue": "00480015",
     "OpticalPathSequence": "00480105",
     "OpticalPathIdentifier": "00480106",
-    "OpticalPathDescription": "00480107",
     "ObjectiveLensPower": "00480112",
     "OpticalPathIdentificationSequence": "00480207",
     "PlanePositionSlideSequence": "0048021A",
@@ -192,6 +191,17 @@ class Attributes:
                 raise MetadataError(f"{keyword} is {_shown(value)}, which is no finite number.")
             numbers.append(number)
         return tuple(numbers)
+
+    def optional_numbers(self, keyword: str) -> tuple[float, ...]:
+        """Return all values as numbers, of what a slide can be read without; empty where absent or malformed."""
+        try:
+            return self.numbers(keyword)
+        except MetadataError:
+            return ()
+
+    def optional_number(self, keyword: str) -> float | None:
+        """Return the first value as a number, of what a slide can be read without; None where absent or malformed."""
+        return next(iter(self.optional_numbers(keyword)), None)
 
     def number(self, keyword: str) -> float | None:
         """Return the first value as a number, or None."""

@@ -61,8 +61,6 @@ class OpticalPath:
     """One item of OpticalPathSequence (PS3.3 C.8.12.5)."""
 
     identifier: str
-    description: str | None
-    objective_power: float | None
     icc_profile: BinaryValue | None
 
 
@@ -124,7 +122,7 @@ class Instance:
     def stored_compressed(self) -> bool:
         """Whether frames are known, or seem, to be stored compressed."""
         if self.transfer_syntax_uid is not None:
-            return transfer_syntaxes.media_type(self.transfer_syntax_uid) is not None
+            return self.transfer_syntax_uid not in transfer_syntaxes.NATIVE
         return self.pixels.lossy or self.pixels.photometric in _COMPRESSED_PHOTOMETRIC
 
     @property
@@ -198,7 +196,6 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
     uid = attributes.string("SOPInstanceUID")
     if uid is None:
         raise MetadataError("SOPInstanceUID is missing.")
-    lab = attributes.numbers("RecommendedAbsentPixelCIELabValue")
     return Instance(
         address=InstanceAddress(
             attributes.string("StudyInstanceUID") or "", attributes.string("SeriesInstanceUID") or "", uid
@@ -225,7 +222,7 @@ def _instance(attributes: Attributes, flavor: str) -> Instance:
         acquisition_datetime=attributes.string("AcquisitionDateTime"),
         frame_of_reference_uid=attributes.string("FrameOfReferenceUID"),
         extended_depth_of_field=attributes.string("ExtendedDepthOfField") == "YES",
-        absent_pixel_cielab=_cielab(lab),
+        absent_pixel_cielab=_cielab(attributes.optional_numbers("RecommendedAbsentPixelCIELabValue")),
     )
 
 
@@ -246,12 +243,13 @@ def _pixel_format(attributes: Attributes) -> PixelFormat:
     if samples is None:
         samples = 1 if photometric is None or photometric.startswith(("MONO", "PALETTE")) else 3
     bits_allocated = attributes.integer("BitsAllocated") or 8
+    bits_stored = attributes.integer("BitsStored") or bits_allocated
     return PixelFormat(
         rows=attributes.required_integer("Rows", high=65535),
         columns=attributes.required_integer("Columns", high=65535),
         samples_per_pixel=samples,
         bits_allocated=bits_allocated,
-        bits_stored=attributes.integer("BitsStored") or bits_allocated,
+        bits_stored=max(min(bits_stored, bits_allocated), 1),
         signed=attributes.integer("PixelRepresentation") == 1,
         photometric=photometric or ("MONOCHROME2" if samples == 1 else "RGB"),
         planar_configuration=attributes.integer("PlanarConfiguration") or 0,
@@ -264,8 +262,6 @@ def _optical_paths(attributes: Attributes) -> tuple[OpticalPath, ...]:
     paths = tuple(
         OpticalPath(
             identifier=item.string("OpticalPathIdentifier") or str(position),
-            description=item.string("OpticalPathDescription"),
-            objective_power=item.number("ObjectiveLensPower"),
             icc_profile=item.binary("ICCProfile"),
         )
         for position, item in enumerate(attributes.sequence("OpticalPathSequence"), start=1)
@@ -273,7 +269,7 @@ def _optical_paths(attributes: Attributes) -> tuple[OpticalPath, ...]:
     if paths:
         return paths
     count = _count(attributes, "NumberOfOpticalPaths")
-    return tuple(OpticalPath(str(position), None, None, None) for position in range(1, count + 1))
+    return tuple(OpticalPath(str(position), None) for position in range(1, count + 1))
 
 
 def _count(attributes: Attributes, keyword: str) -> int:
@@ -291,7 +287,7 @@ def _plane_spacing_um(shared: Attributes, measures: Attributes) -> float:
 
 def _pixel_measures(shared: Attributes, attributes: Attributes) -> Attributes:
     measures = shared.first_item("PixelMeasuresSequence")
-    if measures.numbers("PixelSpacing"):
+    if measures.optional_numbers("PixelSpacing"):
         return measures
     return attributes.first_item("PerFrameFunctionalGroupsSequence").first_item("PixelMeasuresSequence")
 
@@ -309,7 +305,7 @@ def _resolution(
 
 
 def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:
-    numbers = attributes.numbers(keyword)
+    numbers = attributes.optional_numbers(keyword)
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
 
 
@@ -320,13 +316,10 @@ def _cielab(values: tuple[float, ...]) -> tuple[int, int, int] | None:
 
 
 def _origin(origin: Attributes) -> tuple[float, float] | None:
-    x, y = origin.number("XOffsetInSlideCoordinateSystem"), origin.number("YOffsetInSlideCoordinateSystem")
+    x, y = (origin.optional_number(f"{axis}OffsetInSlideCoordinateSystem") for axis in "XY")
     return None if x is None or y is None else (x, y)
 
 
 def _volume(attributes: Attributes) -> tuple[float, float] | None:
-    try:
-        width, height = attributes.number("ImagedVolumeWidth"), attributes.number("ImagedVolumeHeight")
-    except MetadataError:  # not needed where PixelSpacing tells
-        return None
+    width, height = (attributes.optional_number(f"ImagedVolume{side}") for side in ("Width", "Height"))
     return (width, height) if width and height and width > 0 and height > 0 else None

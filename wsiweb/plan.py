@@ -1,4 +1,4 @@
-"""``plan_read``: a region becomes the minimal set of frames and the place where each lands. Pure."""
+"""``RegionPlanner``: a region becomes the minimal set of frames and the place where each lands. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wsiweb.images import Channel
     from wsiweb.pyramid import Level
 
-__all__ = ["FrameKey", "ReadPlan", "RegionPlanner", "check_region", "plan_read"]
+__all__ = ["FrameKey", "ReadPlan", "RegionPlanner", "check_region"]
 
 
 @dataclass(slots=True, eq=False)
@@ -173,8 +173,3 @@ class RegionPlanner:
         if not self._ordered and not plan.covered:
             plan.covered = plan.area == region.w * region.h * self._channels
         return plan
-
-
-def plan_read(level: Level, channels: Sequence[Channel], region: Rectangle, *, stacked: bool) -> ReadPlan:
-    """Plan to read one region; see ``RegionPlanner``."""
-    return RegionPlanner(level, channels, stacked=stacked).plan(region)

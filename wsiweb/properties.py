@@ -23,7 +23,7 @@ def properties_of(dataset: JsonDataset) -> dict[str, str | float]:
         "model": attributes.string("ManufacturerModelName"),
         "software": ", ".join(attributes.strings("SoftwareVersions")) or None,
         "serial_number": attributes.string("DeviceSerialNumber"),
-        "objective_power": path.number("ObjectiveLensPower"),
+        "objective_power": path.optional_number("ObjectiveLensPower"),
         "stain": ", ".join(_stains(specimen)) or None,
         "patient_id": attributes.string("PatientID"),
         "specimen_id": specimen.string("SpecimenIdentifier"),

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
+from wsiweb.transfer_syntaxes import EXPLICIT_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 
 VERSION = "1"
 """Of the demo slide; a new one whenever the picture or the attributes change, since caches go by it."""

@@ -17,11 +17,13 @@ from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.files import whole
 from wsiweb.geometry import Rectangle
-from wsiweb.plan import plan_read
+from wsiweb.plan import RegionPlanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wsiweb.codestream import Codestream
+    from wsiweb.metadata import PixelFormat
     from wsiweb.patches.plan import PatchPlan
     from wsiweb.patches.values import PatchBatch
 
@@ -166,26 +168,34 @@ def _facts(plan: PatchPlan, batch: PatchBatch, row: int) -> dict[str, Any]:
 def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
     """Return the stored JPEG of each patch, by row, that is exactly one frame: nothing is lost by writing that.
 
-    Not of JPEGs that do not say that they are YCbCr: other programs would show them in other colours.
+    Not of JPEGs that other programs would show otherwise than they are read here: in other colours where they do not
+    say that they are YCbCr, dark instead of bright where they are MONOCHROME1.
     """
     view, slide = plan.view, plan.slide
     if view.resampled or tuple(plan.size) != tuple(view.level.tile_size):
         return {}
     reader, content = slide._running(), slide._content  # noqa: SLF001
     channels, _ = slide._channels(view.level, None, None)  # noqa: SLF001
+    planner = RegionPlanner(view.level, channels, stacked=False)
     found: dict[int, bytes] = {}
     for row, (x, y) in enumerate(zip(batch.x.tolist(), batch.y.tolist(), strict=True)):
-        read = plan_read(view.level, channels, Rectangle(x, y, *plan.size), stacked=False)
+        read = planner.plan(Rectangle(x, y, *plan.size))
         if len(read.keys) != 1 or not read.covered or read.visible(0) != plan.size:
             continue
         instance_index, frame_index = read.keys[0]
-        data = reader.encoded((instance_index, frame_index), content.instances[instance_index])
+        instance = content.instances[instance_index]
+        data = reader.encoded((instance_index, frame_index), instance)
         stream = inspect(data)
         if stream is not None and stream.coding is Coding.JPEG and complete(data):
             whole = (stream.width, stream.height) == tuple(plan.size)
-            if whole and (stream.components == 1 or stream.colour_transformed):
+            if whole and (stream.colour_transformed or _shown_as_stored(instance.pixels, stream)):
                 found[row] = data
     return found
+
+
+def _shown_as_stored(pixels: PixelFormat, stream: Codestream) -> bool:
+    grey = stream.components == 1 and stream.bits == 8
+    return grey and pixels.photometric == "MONOCHROME2" and not pixels.signed
 
 
 def _encoded(image: Any, form: str, quality: int) -> bytes:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.codecs import EXPLICIT_BIG_ENDIAN, NATIVE, decode
+from wsiweb.codecs import decode
 from wsiweb.dicomjson import Attributes
 from wsiweb.metadata import Instance
 from wsiweb.server.answer import HttpError
 from wsiweb.sources.base import EncodedFrame
+from wsiweb.transfer_syntaxes import EXPLICIT_BIG_ENDIAN, NATIVE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.server.index import StoredInstance
-
-__all__ = ["NATIVE", "decoded_frame", "flavor", "frame_pixels", "little_endian"]
 
 
 def little_endian(data: bytes, stored: StoredInstance) -> bytes:

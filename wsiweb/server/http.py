@@ -19,6 +19,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiweb.errors import UnsupportedError, WsiWebError
+from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.server.accept import quality
 from wsiweb.server.answer import Answer, HttpError, Request
 from wsiweb.server.index import Index
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wsiweb")
 
 PREFIX = "/dicom-web"
-WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 MIN_GZIP_BYTES = 1400
 """What fits into one packet gains nothing from being smaller."""
 GATHERED_BYTES = 1 << 20
@@ -88,7 +88,7 @@ class DicomWebServer:
 
     def series_urls(self) -> list[str]:
         """Return the URLs of the series that hold whole-slide images."""
-        images = (stored for stored in self._index.instances if stored.sop_class_uid == WHOLE_SLIDE_IMAGE)
+        images = (stored for stored in self._index.instances if stored.sop_class_uid == VL_WHOLE_SLIDE_MICROSCOPY)
         return list(dict.fromkeys(self.url + stored.location.partition("/instances/")[0] for stored in images))
 
     def start(self) -> Self:

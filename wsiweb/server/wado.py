@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from wsiweb.errors import SourceError
 from wsiweb.server.accept import MULTIPART, OCTET_STREAM, choose
 from wsiweb.server.answer import Answer, HttpError, Part, json_answer, multipart_answer
-from wsiweb.server.decoded import NATIVE, decoded_frame, little_endian
+from wsiweb.server.decoded import decoded_frame, little_endian
 from wsiweb.server.qido import JSON_TYPES
-from wsiweb.transfer_syntaxes import media_type, name
+from wsiweb.transfer_syntaxes import EXPLICIT_LITTLE_ENDIAN, NATIVE, media_type, name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from wsiweb.server.index import Index, StoredInstance
 
 DICOM = "application/dicom"
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _PIECE_BYTES = 1 << 18
 _BULK_PATH = re.compile("([0-9A-F]{8}/[1-9][0-9]{0,8}/)*[0-9A-F]{8}")
 

@@ -18,6 +18,7 @@ import numpy as np
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
 from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, read_tail
 from wsiweb.sources.pixeldata import EncapsulatedFrames, MemoryFile, NativeFrames, RandomAccessFile
+from wsiweb.transfer_syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wsiweb")
 
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 MAX_INFLATED_BYTES = 4 << 30
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _quiet_lock = threading.RLock()
