@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import make_slide
+from synthetic import make_slide, srgb_profile
 
 from wsiweb.cli import main
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pydicom import Dataset
     from synthetic import SyntheticSlide
 
     Run = Callable[..., tuple[int, str, str]]
@@ -100,6 +101,28 @@ def test_region_at_mpp(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     with Image.open(picture) as image:
         assert image.info["dpi"] == pytest.approx((25_400, 25_400), rel=1e-3)
         np.testing.assert_array_equal(np.asarray(image), slide.truth(1, 0, 0, 50, 40))
+
+
+@pytest.mark.parametrize("srgb", [False, True])
+def test_region_at_mpp_has_the_profile(run: Run, tmp_path: Path, srgb: bool) -> None:
+    """That of the slide; of what is converted, sRGB's."""
+    stored = srgb_profile(swapped=True)
+    folder = make_slide(tmp_path / "slide", sizes=SIZES, mpp=0.5, icc_profile=stored).folder
+    command = ("region", folder, 0, 0, 50, 40, "--mpp", 0.8, "-o", tmp_path / "region.png", *["--srgb"] * srgb)
+    assert run(*command)[0] == 0
+    with Image.open(tmp_path / "region.png") as image:
+        assert (image.info["icc_profile"].rstrip(b"\0") == stored.rstrip(b"\0")) is not srgb
+
+
+def test_info_shows_what_is_told_as_text(run: Run, tmp_path: Path) -> None:
+    """A bracket is no markup, and a control character nothing that the terminal obeys."""
+
+    def change(ds: Dataset) -> None:
+        ds.SeriesDescription = "[/x] liver [left] \x1b[31mred"
+
+    code, out, _ = run("info", make_slide(tmp_path / "slide", sizes=SIZES, change=change).folder)
+    assert code == 0
+    assert "[/x] liver [left] ?[31mred" in out
 
 
 def test_thumbnail(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:

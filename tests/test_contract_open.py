@@ -211,6 +211,7 @@ def test_read_options_are_checked_and_frozen() -> None:
         {"timeout_seconds": -1.0},
         {"max_attempts": 0},
         {"tile_cache_bytes": -1},
+        {"trusted_hosts": 5},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ReadOptions(**wrong)

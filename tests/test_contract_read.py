@@ -243,6 +243,15 @@ def test_thumbnail_fits_and_never_enlarges(open_slide: Opener, synthetic: SlideM
     assert slide.thumbnail(max_size=5000).shape == (512, 768, 3)
 
 
+def test_a_thumbnail_is_bound_as_regions_are(open_slide: Opener, synthetic: SlideMaker) -> None:
+    slide = open_slide(synthetic("rgb"), options=ReadOptions(max_region_bytes=3 * 70 * 53))
+    before = open_slide.requests()
+    assert slide.thumbnail(70).shape == (53, 70, 3)
+    with pytest.raises(RegionError, match="max_region_bytes"):
+        slide.thumbnail(71)
+    assert open_slide.requests() <= before + 1
+
+
 def test_thumbnail_shows_the_slide(open_slide: Opener, synthetic: SlideMaker) -> None:
     truth = synthetic("exact")
     result = open_slide(truth).thumbnail(192)

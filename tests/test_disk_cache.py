@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -524,6 +525,20 @@ def test_budgets_too_small_break_nothing(url: str, truth: SyntheticSlide, folder
         with Slide.open(url, options=options) as slide:
             assert_right(slide, truth, (0, 0, 700, 530))
     assert not folder.exists()
+
+
+def test_a_copy_that_is_closed_leaves_the_cache_to_others(
+    url: str, truth: SyntheticSlide, options: ReadOptions, server: DICOMwebServer
+) -> None:
+    """As the copies are that a fork or a benchmark makes."""
+    with Slide.open(url, options=options) as slide:
+        copied = copy.copy(slide._reader.source)
+        copied.close()
+        assert_right(slide, truth)
+    asked = server.count("frames")
+    with Slide.open(url, options=options) as slide:
+        assert_right(slide, truth)
+    assert server.count("frames") == asked
 
 
 @pytest.mark.parametrize(

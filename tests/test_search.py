@@ -532,6 +532,7 @@ def test_idc() -> None:
     assert uids(idc.find(table=table, organ="lung", objective_power="20")) == ["2.3"]
     assert uids(idc.find(table=table, collection="TCGA_*")) == ["2.1", "2.3"]
     assert uids(idc.find(table=table, stain="*eosin*", limit=2)) == ["2.1", "2.2"]
+    assert uids(idc.find(table=table.assign(note=["[1] a", "1", None]), note="[1]*")) == ["2.1"]
     assert next(idc.find(table=table)).place == idc.PROXY
     with pytest.raises(SearchError, match="organ"):
         idc.find(table=table, organs="lung")

@@ -99,7 +99,6 @@ def write_png(
     *,
     mpp: tuple[float, float] | None,
     profile: bytes | None = None,
-    compression: int = DEFAULT_COMPRESSION,
 ) -> None:
     """Write an array as the library returns it: ``(h, w, 3)`` uint8, or ``(h, w)`` uint8 or uint16."""
     with _atomic(Path(path)) as stream:
@@ -109,7 +108,7 @@ def write_png(
             image.shape[0],
             channels=3 if image.ndim == 3 else 1,
             bits=image.dtype.itemsize * 8,
-            compression=compression,
+            compression=DEFAULT_COMPRESSION,
             icc_profile=profile,
             pixels_per_metre=_density(mpp),
         )

@@ -66,7 +66,7 @@ def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **f
         if columns[name] not in frame.columns:
             near = difflib.get_close_matches(name, [*_COLUMNS, *frame.columns], 3)
             raise SearchError(f"IDC's index has no column {name!r}. Did you mean {', '.join(near) or 'another'}?")
-        pattern = str(value).casefold()
+        pattern = str(value).casefold().replace("[", "[[]")  # as text: there are no ranges of letters
         frame = frame[[_matches(found, pattern) for found in frame[columns[name]]]]
     rows = frame if limit is None else frame.head(limit)
     return (_slide(row, place) for row in rows.to_dict("records"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 MEBIBYTE = 1 << 20
@@ -93,7 +94,8 @@ class ReadOptions:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "trusted_hosts":
-                if isinstance(value, str) or not all(isinstance(host, str) for host in value):
+                several = isinstance(value, Collection) and not isinstance(value, str)
+                if not several or not all(isinstance(host, str) for host in value):
                     raise ValueError(f"trusted_hosts is a tuple of host names, not {value!r}.")
                 continue
             if field.name == "disk_cache":

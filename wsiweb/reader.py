@@ -300,7 +300,8 @@ class Reader:
     def _take_in(self, arrived: list[Arrived], guesses: Guesses[Pixels | BaseException], lot_frames: int) -> None:
         """Note frames that have come, and have them decoded where that has not begun."""
         from_disk = sum(frame.from_disk for _, frame in arrived)
-        self.stats.add(frames=len(arrived) - from_disk, disk_hits=from_disk)
+        n_bytes = sum(len(frame.data) for _, frame in arrived)
+        self.stats.add(frames=len(arrived) - from_disk, disk_hits=from_disk, frame_bytes=n_bytes)
         self._frames.put((task.key, frame) for task, frame in arrived)
         done, rest = guesses.confirm(arrived, self._conclude_one)
         self._submit_lots(self._conclude, done, _DECODED_A_LOT)  # not here: the next request would wait for it

@@ -334,6 +334,8 @@ class Slide:
         level, channel = self._content.thumbnail(self._pyramid, width, height)
         scale = level.width / width, level.height / height
         view = View(level, width, height, scale, None)
+        pixel_bytes, limit = channel.dtype.itemsize * (3 if channel.colour else 1), self._options.max_region_bytes
+        check_region(view.bounds, view.bounds, where="The thumbnail", itemsize=pixel_bytes, max_region_bytes=limit)
         return next(RegionArrays(self._running(), view, [view.bounds], [channel], stacked=False))
 
     def level_for_mpp(self, mpp: float) -> SlideLevel:

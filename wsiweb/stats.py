@@ -41,6 +41,8 @@ class ReadStats:
         HTTP requests made, the metadata included.
     frames
         Encoded frames received; of a slide on disk, read.
+    frame_bytes
+        Bytes of them, and of those taken from the disk cache.
     bytes
         Bytes of the bodies received.
     retries
@@ -56,8 +58,8 @@ class ReadStats:
     """
 
     __slots__ = (
-        "_lock", "_traits", "bytes", "decoded", "disk_hits", "frame_hits", "frames", "requests", "retries", "tile_hits",
-        "tile_misses",
+        "_lock", "_traits", "bytes", "decoded", "disk_hits", "frame_bytes", "frame_hits", "frames", "requests",
+        "retries", "tile_hits", "tile_misses",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,6 +67,7 @@ class ReadStats:
         self._traits: Callable[[], ServiceTraits] | None = None
         self.requests = 0
         self.frames = 0
+        self.frame_bytes = 0
         self.bytes = 0
         self.retries = 0
         self.tile_hits = 0

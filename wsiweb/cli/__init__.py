@@ -14,7 +14,7 @@ import typer
 import wsiweb
 from wsiweb.cli import measuring, patching, reading, searching
 from wsiweb.cli.common import app, escaped, stderr
-from wsiweb.errors import RegionError, WsiWebError
+from wsiweb.errors import WsiWebError
 
 __all__ = ["app", "main", "measuring", "patching", "reading", "searching"]
 
@@ -33,7 +33,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         app()
-    except (WsiWebError, RegionError, OSError) as error:
+    except (WsiWebError, OSError) as error:
         stderr.print(f"[red]error:[/red] {escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

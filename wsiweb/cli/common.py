@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import wsiweb
 
@@ -76,11 +77,10 @@ def check_output(output: Path, *, force: bool) -> None:
         raise typer.BadParameter(f"{output} exists; --force overwrites it")
 
 
-def write(output: Path, image: Any, mpp: float | None) -> None:
-    """Write an image as PNG."""
-    from wsiweb.export import write_png  # noqa: PLC0415
-
-    write_png(output, image, mpp=(mpp, mpp) if mpp else None)
+def cell(value: object) -> Text:
+    """Return what a service tells as text of a table: no markup, nothing that the terminal obeys."""
+    text = "" if value is None else str(value)
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def escaped(text: str) -> str:

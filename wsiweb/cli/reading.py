@@ -19,12 +19,13 @@ from wsiweb.cli.common import (
     Token,
     User,
     app,
+    cell,
     check_output,
     connection,
+    escaped,
     open_slide,
     stderr,
     stdout,
-    write,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def thumbnail(
     """Write the whole slide as a small PNG."""
     check_output(output, force=force)
     with open_slide(place, study, series, token, user, header) as slide:
+        from wsiweb.export import write_png  # noqa: PLC0415
+
         image = slide.thumbnail(max_size)
-        write(output, image, None)
+        write_png(output, image, mpp=None)
     stderr.print(f"{output}: {image.shape[1]} x {image.shape[0]} px")
 
 
@@ -106,7 +109,7 @@ def region(
     header: Header = None,
     force: Overwrite = False,  # noqa: FBT002
 ) -> None:
-    """Write a region as PNG, with its ICC profile and density; any size, in bounded memory."""
+    """Write a region as PNG, with its ICC profile and density; of a level any size, in bounded memory."""
     if level is not None and mpp is not None:
         raise typer.BadParameter("give --level or --mpp, not both")
     check_output(output, force=force)
@@ -120,8 +123,12 @@ def region(
                 progress=stderr.is_terminal,
             )  # fmt: skip
         else:
+            from wsiweb.export import write_png  # noqa: PLC0415
+            from wsiweb.icc import srgb_profile  # noqa: PLC0415
+
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
-            write(output, image, mpp)
+            profile = slide._icc_profile(optical_path or slide.optical_paths[0])  # noqa: SLF001
+            write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
         stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
 
 
@@ -178,7 +185,7 @@ def level_table(slide: Slide) -> Table:
 
 
 def _print_info(slide: Slide) -> None:
-    stdout.print(f"study   {slide.study_uid}\nseries  {slide.series_uid}\n")
+    stdout.print(f"study   {escaped(slide.study_uid)}\nseries  {escaped(slide.series_uid)}\n")
     stdout.print(level_table(slide))
     facts = {
         "pixels": f"{slide.dtype}, {'RGB' if len(slide.levels[0].shape) == 3 else 'monochrome'}",
@@ -190,6 +197,6 @@ def _print_info(slide: Slide) -> None:
     }
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, cell(value))
     stdout.print()
     stdout.print(table)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 import wsiweb
-from wsiweb.cli.common import AsJson, Header, Token, User, app, connection, stderr, stdout
+from wsiweb.cli.common import AsJson, Header, Token, User, app, cell, connection, stderr, stdout
 from wsiweb.errors import SearchError
 from wsiweb.matching import Filter
 
@@ -80,11 +79,5 @@ def _table(found: list[FoundSlide]) -> Table:
     for name in shown:
         table.add_column(_COLUMNS[name], overflow="fold")
     for one in found:
-        table.add_row(*(_cell(getattr(one, name)) for name in shown))
+        table.add_row(*(cell(getattr(one, name)) for name in shown))
     return table
-
-
-def _cell(value: object) -> Text:
-    """Return what a service tells as text: no markup, nothing that the terminal obeys."""
-    text = "" if value is None else str(value)
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text))

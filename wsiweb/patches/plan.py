@@ -115,7 +115,8 @@ class PatchPlan:
         level, stats = self.view.level, self.slide.stats
         frames = count_tiles(self.view, self.size, self._positions(_MASK_CHUNK))
         raw = math.prod(level.tile_size) * math.prod(level.shape[2:]) * level.dtype.itemsize
-        each = stats.bytes / stats.frames if stats.frames else raw / _COMPRESSION
+        seen = stats.frames + stats.disk_hits
+        each = stats.frame_bytes / seen if seen else raw / _COMPRESSION
         return PatchCost(len(self), frames, round(frames * each))
 
     def fingerprint(self) -> str:

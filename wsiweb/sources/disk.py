@@ -135,7 +135,7 @@ class DiskCachedSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy is closed by itself, and may live in another process.
-        self.__dict__.update(state, _source=copy.copy(state["_source"]), _cache=copy.copy(state["_cache"]))
+        self.__dict__.update(state, _source=copy.copy(state["_source"]), _cache=copy.deepcopy(state["_cache"]))
 
     @property
     def remote(self) -> bool:
