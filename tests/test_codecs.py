@@ -329,6 +329,24 @@ def test_monochrome_1_is_inverted(bits: int) -> None:
     np.testing.assert_array_equal(image, (1 << bits) - 1 - truth.astype(int))
 
 
+@pytest.mark.parametrize("name", ["native", "RLE"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_bits_above_those_stored_are_none_of_the_sample(name: str, photometric: str) -> None:
+    """Overlays were kept there once (PS3.5 8.1.1)."""
+    truth = np.ascontiguousarray(gray(12)[:HEIGHT, :WIDTH])
+    syntax, encode = LOSSLESS[name]
+    image = decoded(encode(truth | 0xA000), described(truth, bits_stored=12, photometric=photometric), syntax)
+    np.testing.assert_array_equal(image, truth if photometric == "MONOCHROME2" else 4095 - truth)
+
+
+def test_what_is_inverted_stays_in_range() -> None:
+    """A code stream may hold more bits than the metadata say."""
+    truth = np.ascontiguousarray(gray(16)[:HEIGHT, :WIDTH])
+    pixels = described(truth, bits_stored=12, photometric="MONOCHROME1")
+    image = decoded(jpeg_2000(truth), pixels, syntaxes.JPEG2000Lossless)
+    np.testing.assert_array_equal(image, np.clip(4095 - truth.astype(int), 0, None))
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_signed_pixels_are_shifted_up(bits: int) -> None:
     low = 1 << (bits - 1)

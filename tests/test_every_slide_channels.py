@@ -9,6 +9,7 @@ import pytest
 from kinds_writer import (
     KEY,
     SIZE,
+    TILE,
     add_level,
     assert_image,
     assert_reads,
@@ -95,6 +96,32 @@ def test_all_of_one_path_has_one_channel(tmp_path: Path, open_slide: Opener) -> 
     slide = channel_slide(tmp_path, ("A",), (0.0,), "together")
     image = slide.levels[0].pixels["A", 0.0]
     assert_same(open_slide(slide).read_region(0, 0, 0, *SIZE, optical_path="all"), image[..., None])
+
+
+@pytest.mark.parametrize("layout", ["together", "apart"])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("declared", [("B", "A", "C"), ("C", "B", "A")])
+def test_paths_are_in_the_order_of_their_sequence(
+    tmp_path: Path, open_slide: Opener, layout: Layout, sparse: bool, declared: tuple[str, ...]
+) -> None:
+    """Whichever has the first frame, or the lowest UID; the first is the default. What is not in it comes last."""
+    slide = new_slide(tmp_path)
+    shown = ("A", "C", "B", "0") if sparse else declared if layout == "together" else ("A", "C", "B")
+    images = images_for([(path, 0.0) for path in shown], TILE, "mono8")
+    for group in [shown] if layout == "together" else [(path,) for path in shown]:
+        ds = blank(slide, TILE, content="mono8", keys=[(path, 0.0) for path in declared])
+        if sparse:
+            place_frames(ds, [((0, 0), (path, 0.0)) for path in group])
+        elif layout == "apart":
+            # Of TILED_FULL the sequence is that of the frames, so that it starts with the instance's own.
+            ds.OpticalPathSequence = [item for item in ds.OpticalPathSequence if item.OpticalPathIdentifier == group[0]]
+            ds.NumberOfOpticalPaths = 1
+        store(slide, ds, [images[path, 0.0].tobytes() for path in group], name="".join(group))
+    opened = open_slide(slide)
+    expected = (*declared, "0") if sparse else declared if layout == "together" else ("A", "B", "C")
+    assert opened.optical_paths == expected
+    assert_image(opened, 0, images[expected[0], 0.0])
+    assert_image(opened, 0, np.stack([images[path, 0.0] for path in expected], axis=-1), optical_path="all")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

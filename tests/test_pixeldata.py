@@ -66,6 +66,22 @@ class TestNativeFrames:
         path = save(tmp_path / "a.dcm", ds, ExplicitVRBigEndian, pixels, "OW")
         assert read_all(path) == [pixels[:48], pixels[48:]]
 
+    def test_8_bits_in_words_that_are_big_endian(self, tmp_path: Path) -> None:
+        """Each word holds two samples, swapped, and with an odd number of samples one of each of two frames."""
+        ds = header(3)
+        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.Rows, ds.Columns = 1, "MONOCHROME2", 3, 5
+        pixels = np.random.default_rng(1).integers(0, 256, (3, 15), np.uint8)
+        words = np.frombuffer(pixels.tobytes() + b"\0", "<u2")
+        path = save(tmp_path / "a.dcm", ds, ExplicitVRBigEndian, words.astype(">u2").tobytes(), "OW")
+        np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array.reshape(3, 15), pixels)
+        assert read_all(path) == [frame.tobytes() for frame in pixels]
+        path.write_bytes(path.read_bytes()[:-2])
+        file = Part10File(path)
+        assert file.read_frame(1) == pixels[1].tobytes()
+        with pytest.raises(SourceError, match="cut short"):
+            file.read_frame(2)
+        file.close()
+
     def test_subsampled_chroma(self, tmp_path: Path) -> None:
         ds = header(3)
         ds.PhotometricInterpretation = "YBR_FULL_422"

@@ -130,15 +130,25 @@ def test_without_resolution_the_error_names_the_way_out() -> None:
 
 
 @pytest.mark.parametrize(("mpp", "index"), [
-    (0.5, 0), (0.4951, 0), (0.5049, 0), (1.98, None), (1.99, 1), (2.0199, 1), (2.03, None), (7.93, 2), (8.07, 2),
-    (8.09, None),
+    (0.5, 0), (0.4951, 0), (0.49503, 0), (0.5049, 0), (0.50505, None), (1.979, None), (1.981, 1), (2.0199, 1),
+    (2.0202, None), (2.03, None), (7.93, 2), (8.07, 2), (8.09, None),
 ])  # fmt: skip
 def test_within_one_percent_it_is_the_level(mpp: float, index: int | None) -> None:
+    """One percent of the level's."""
     view = view_at_mpp(PYRAMID, mpp, upsample=False)
     assert view.resampled == (index is None)
     if index is not None:
         assert view == view_of_level(PYRAMID[index])
         assert (view.name, view.scale, view.mpp) == (f"Level {index}", (1.0, 1.0), PYRAMID[index].mpp)
+
+
+def test_both_axes_of_a_downsample_count() -> None:
+    made = [level(0, (200, 200), (200, 200), None), level(1, (100, 80), (200, 200), None)]
+    for downsample in (2.0, 2.25, 2.4, 2.47):
+        assert level_for_downsample(made, downsample).index == 0
+        assert view_at_downsample(made, downsample, upsample=False).level.index == 0
+    assert level_for_downsample(made, 2.5).index == 1
+    assert view_at_downsample(made, 2.25, upsample=False).scale == (2.25, 2.25)
 
 
 def test_both_axes_are_within_one_percent() -> None:

@@ -321,14 +321,14 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
         plane[:] = segment[:area]
     samples = planes[:, 0] if sample_bytes == 1 else planes[:, 0].astype(np.uint16) << 8 | planes[:, 1]
     image = np.ascontiguousarray(samples.T).reshape(pixels.rows, pixels.columns, pixels.samples_per_pixel)
-    return _Decoded(image, pixels.photometric == "YBR_FULL")
+    return _Decoded(_stored_bits(image, pixels), pixels.photometric == "YBR_FULL")
 
 
 def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> _Decoded:
     dtype = np.dtype("u1") if pixels.bits_allocated == 8 else np.dtype(">u2" if big_endian else "<u2")
     flat = np.frombuffer(data, dtype)
     if pixels.samples_per_pixel == 1:
-        return _Decoded(flat.reshape(pixels.rows, pixels.columns), ybr=False)
+        return _Decoded(_stored_bits(flat.reshape(pixels.rows, pixels.columns), pixels), ybr=False)
     if len(flat) == pixels.rows * pixels.columns * 2:  # YBR_FULL_422: Y Y Cb Cr (PS3.3 C.7.6.3.1.2)
         quads = flat.reshape(pixels.rows, pixels.columns // 2, 4)
         chroma = np.repeat(quads[..., 2:], 2, axis=1)
@@ -338,7 +338,15 @@ def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> _Decod
         image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
     else:
         image = flat.reshape(pixels.rows, pixels.columns, 3)
-    return _Decoded(image, pixels.photometric == "YBR_FULL")
+    return _Decoded(_stored_bits(image, pixels), pixels.photometric == "YBR_FULL")
+
+
+def _stored_bits(samples: Pixels, pixels: PixelFormat) -> Pixels:
+    """Take samples without the bits above BitsStored, which are none of theirs (PS3.5 8.1.1)."""
+    if pixels.bits_stored == pixels.bits_allocated:
+        return samples
+    stored: Pixels = samples & samples.dtype.type((1 << pixels.bits_stored) - 1)
+    return stored
 
 
 def _check_size(width: int, height: int, pixels: PixelFormat, visible: tuple[int, int]) -> None:
@@ -386,5 +394,5 @@ def _finish_monochrome(image: Pixels, pixels: PixelFormat) -> Pixels:
         mask, sign = (1 << pixels.bits_stored) - 1, 1 << (pixels.bits_stored - 1)
         image = (image.astype(np.int32) & mask) ^ sign
     if pixels.photometric == "MONOCHROME1":
-        image = (1 << pixels.bits_stored) - 1 - image.astype(np.int32)
+        image = np.maximum((1 << pixels.bits_stored) - 1 - image.astype(np.int32), 0)
     return image.astype(pixels.dtype, copy=False)

@@ -35,6 +35,8 @@ class Channel:
     dtype: np.dtype[Any]
     background: tuple[int, ...]
     """Colour of what the slide does not have, one value a sample."""
+    path_position: int
+    """Of the optical path in OpticalPathSequence; behind all of them where it is not in there."""
     icc_profile: BinaryValue | None
     """Where the profile of its colours is; None where the image tells none."""
 
@@ -82,13 +84,18 @@ class Image:
             )
         indexes = _sparse_channels(parts, members) if sparse else _full_channels(parts, members)
         background = background_of(lead, None)
+        declared = list(dict.fromkeys(path.identifier for part in parts for path in part.optical_paths))
         profiles = {
             path.identifier: path.icc_profile for part in parts for path in part.optical_paths if path.icc_profile
         }
         channels = {
-            key: Channel((index,), lead.pixels.colour, lead.pixels.dtype, background, profiles.get(key[0]))
-            for key, index in indexes.items()
-        }
+            (path, plane): Channel(
+                (index,), lead.pixels.colour, lead.pixels.dtype, background,
+                path_position=declared.index(path) if path in declared else len(declared),
+                icc_profile=profiles.get(path),
+            )
+            for (path, plane), index in indexes.items()
+        }  # fmt: skip
         return cls(lead, channels, sparse)
 
 

@@ -255,8 +255,11 @@ def _conflict(images: list[Image]) -> bool:
 
 def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | None) -> Pyramid:
     by_size: defaultdict[tuple[int, int], list[Image]] = defaultdict(list)
-    for image in sorted(images, key=lambda image: _path_order(image, series)):
+    ranks: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)
+    for image in sorted(images, key=lambda image: _path_order(image, 0, series)):
         by_size[image.size].append(image)
+        for (path, _), channel in image.channels.items():
+            ranks[path].append(_path_order(image, channel.path_position, series))
     sizes = sorted(by_size, key=lambda size: (-size[0] * size[1], -size[0]))
     base = by_size[sizes[0]][0].lead
     levels: list[Level] = []
@@ -281,7 +284,7 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
         lead_uid=base.address.instance_uid,
         extended_depth_of_field=base.extended_depth_of_field,
         levels=tuple(levels),
-        optical_paths=tuple(dict.fromkeys(path for _, path, _ in channels)),
+        optical_paths=tuple(sorted(ranks, key=lambda path: min(ranks[path]))),
         focal_planes=tuple(sorted({plane for _, _, plane in channels})),
         channels=channels,
     )
@@ -299,11 +302,14 @@ def _base_mpp(images: list[Image], base: Instance) -> tuple[float, float] | None
     )
 
 
-def _path_order(image: Image, series: list[str]) -> tuple[object, ...]:
-    """Order images that hold different optical paths: by series, then by identifier, numbers by value."""
-    identifier = image.lead.optical_paths[0].identifier
+def _path_order(image: Image, position: int, series: list[str]) -> tuple[object, ...]:
+    """Order optical paths: by series, then as OpticalPathSequence has them.
+
+    Where each instance declares but its own, by the first that it declares, numbers by value.
+    """
+    address, identifier = image.lead.address, image.lead.optical_paths[0].identifier
     number = int(identifier) if identifier.isdecimal() else -1
-    return series.index(image.lead.address.series_uid), number, identifier, image.lead.address.instance_uid
+    return series.index(address.series_uid), position, number, identifier, address.instance_uid
 
 
 def _level(

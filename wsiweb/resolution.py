@@ -123,11 +123,11 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
     base_mpp = _mpp(levels[0])
     mpp = positive(mpp, "mpp")
     known = [level for level in levels if level.mpp is not None]
-    same = _same(known, lambda level: tuple(axis / mpp for axis in _mpp(level)))
+    same = _same(known, lambda level: tuple(mpp / axis for axis in _mpp(level)))
     if same is not None:
         return view_of_level(same)
     finest = min(base_mpp)
-    if mpp < finest * (1 - TOLERANCE) and not upsample:
+    if mpp < finest * (1 - TOLERANCE - 1e-9) and not upsample:
         raise RegionError(
             f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Ask for that or coarser, "
             f"or pass upsample=True to enlarge it."
@@ -153,10 +153,10 @@ def _axis(extent: float, scale: float, level_side: int) -> tuple[int, float]:
 def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
     """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``."""
     downsample = positive(downsample, "downsample")
-    same = _same(levels, lambda level: (level.downsample / downsample,))
+    same = _same(levels, lambda level: tuple(downsample / axis for axis in _downsamples(level)))
     if same is not None:
         return view_of_level(same)
-    if downsample < 1 - TOLERANCE and not upsample:
+    if downsample < 1 - TOLERANCE - 1e-9 and not upsample:
         raise RegionError(f"A downsample of {downsample:g} is finer than level 0.")
     base, level = levels[0], level_for_downsample(levels, downsample)
     return View(
@@ -177,9 +177,9 @@ def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
 
 
 def level_for_downsample(levels: Sequence[Level], downsample: float) -> Level:
-    """Return the coarsest level whose downsample is at most this, within 1 %; level 0 where none is."""
+    """Return the coarsest level whose downsample is at most this in both axes, within 1 %; level 0 where none is."""
     positive(downsample, "downsample")
-    fine = [level for level in levels if level.downsample <= downsample * (1 + TOLERANCE + 1e-9)]
+    fine = [level for level in levels if max(_downsamples(level)) <= downsample * (1 + TOLERANCE + 1e-9)]
     return fine[-1] if fine else levels[0]
 
 
@@ -188,6 +188,11 @@ def _same(levels: Sequence[Level], ratios: Callable[[Level], tuple[float, ...]])
     distances = [(max(abs(ratio - 1) for ratio in ratios(level)), level) for level in levels]
     distance, level = min(distances, key=lambda pair: pair[0])
     return level if distance <= TOLERANCE + 1e-9 else None
+
+
+def _downsamples(level: Level) -> tuple[float, float]:
+    """Return the downsample along each axis, (x, y)."""
+    return level.base_size[0] / level.width, level.base_size[1] / level.height
 
 
 def _mpp(level: Level) -> tuple[float, float]:

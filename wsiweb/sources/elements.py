@@ -52,6 +52,8 @@ class Tail:
     """Offset of its value."""
     pixel_length: int
     """As declared; 0xFFFFFFFF is encapsulated."""
+    pixel_big_endian_words: bool = False
+    """Whether it is made of 16-bit words (VR OW), of which the high byte comes first."""
 
 
 def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_endian: bool) -> Tail:
@@ -78,7 +80,9 @@ def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_end
         while position + 8 <= len(data):
             tag, length, value, is_sequence = walker.header(position)
             if tag in _PIXEL_DATA_OF_ANY_KIND:
-                return Tail(groups, table, tag, value, length)
+                return Tail(
+                    groups, table, tag, value, length, big_endian and data[position + 4 : position + 6] == b"OW"
+                )
             if tag == EXTENDED_OFFSET_TABLE:
                 table = value, length
             if tag == PER_FRAME_GROUPS:

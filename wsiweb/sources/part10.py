@@ -74,6 +74,7 @@ class Part10File:
                 self.instance_uid = str(dataset.get("SOPInstanceUID", ""))
                 self.number_of_frames = int(dataset.get("NumberOfFrames", 1) or 1)
                 self._frame_bytes = _frame_bytes(dataset)
+                self._bits_allocated = int(dataset.get("BitsAllocated", 8) or 8)
         except BaseException:
             self._file.close()
             raise
@@ -219,7 +220,8 @@ class Part10File:
         if tail.pixel_tag != PIXEL_DATA:
             raise UnsupportedError(f"{self.path} holds floating point pixels, which are not read.")
         if tail.pixel_length != _UNDEFINED_LENGTH:
-            return NativeFrames(tail.pixel_start, self._frame_bytes, tail.pixel_length)
+            swapped = tail.pixel_big_endian_words and self._bits_allocated <= 8
+            return NativeFrames(tail.pixel_start, self._frame_bytes, tail.pixel_length, swapped=swapped)
         offsets = None
         if tail.extended_offsets is not None:
             start, length = tail.extended_offsets

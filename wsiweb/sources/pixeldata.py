@@ -124,11 +124,19 @@ class NativeFrames:
     frame_bytes: int
     length: int
     """Of all, as the data element says."""
+    swapped: bool = False
+    """Whether the bytes of each word are: two samples of 8 bits, in words that are big endian (PS3.5 D.3)."""
 
     def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
-        """Return a frame as stored; short where the file or the element is cut."""
+        """Return a frame as stored, its samples in order; short where the file or the element is cut."""
         within = frame_index * self.frame_bytes
-        return file.read(max(min(self.frame_bytes, self.length - within), 0), self.start + within)
+        before = within % 2 if self.swapped else 0  # a word may be of two frames
+        size = before + self.frame_bytes
+        size += size % 2 if self.swapped else 0
+        data = file.read(max(min(size, self.length - within + before), 0), self.start + within - before)
+        if self.swapped:
+            data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
+        return data[before : before + self.frame_bytes]
 
     def whole(self, data: bytes) -> bool:
         """Whether a frame is all there."""
