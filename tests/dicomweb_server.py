@@ -212,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
             owner.requests.append(request)
         try:
             fault = owner.fault(request) or Fault()
+            if fault.interim:
+                self.wfile.write(fault.interim)
             owner.closing.wait(fault.latency_seconds)
             if fault.raw is not None:
                 self.close_connection = True

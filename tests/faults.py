@@ -39,6 +39,8 @@ class Request:
 class Fault:
     """How an answer differs from the right one. Fields may be combined."""
 
+    interim: bytes = b""
+    """Send these bytes first, before the latency."""
     latency_seconds: float = 0.0
     status: int | None = None
     """Answer with this status, ``body`` and ``headers`` instead."""

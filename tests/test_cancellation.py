@@ -20,7 +20,7 @@ from faults import Fault, every
 from serving import open_slide, settled, within
 
 import wsiweb
-from wsiweb import ReadOptions, WsiWebError, regions
+from wsiweb import ReadOptions, SourceError, WsiWebError, regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,13 +69,51 @@ def test_close_ends_reads_of_other_threads(server: DICOMwebServer, truth: Synthe
         for read in reads:
             with pytest.raises(WsiWebError, match="closed"):
                 read.result(timeout=PROMPTLY_SECONDS)
-    if name != "silence":  # that cannot be woken; it ends with its timeout
-        settled()
+    settled()
     before = server.count()
     time.sleep(0.2)
     assert server.count() == before
     with pytest.raises(WsiWebError, match="closed"):
         slide.read_region(0, 0, 0, 9, 9)
+
+
+@pytest.mark.parametrize("name", ["silence", "silence in the middle", "backoff"])
+def test_a_read_that_was_stopped_is_not_waited_for(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    """The next one of the same frames asks anew, while the server still owes the first its answer."""
+    with open_slide(server, truth, options=PATIENT) as slide:
+        server.fault = every(WAITS[name])
+        first = iter(slide.read_regions(0, [(0, 0, 300, 200)]))
+        stopped = ThreadPoolExecutor(1).submit(next, first)
+        while not server.count("frames"):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        server.fault = lambda request: None
+        second = ThreadPoolExecutor(1).submit(slide.read_region, 0, 0, 0, 300, 200)
+        first.close()  # type: ignore[attr-defined]
+        if name != "backoff":  # by which the whole service is held back
+            np.testing.assert_array_equal(second.result(timeout=PROMPTLY_SECONDS), truth.truth(0, 0, 0, 300, 200))
+        with pytest.raises(WsiWebError, match="closed"):
+            stopped.result(timeout=PROMPTLY_SECONDS)
+
+
+@pytest.mark.parametrize("kind", ["fetch", "decode"])
+def test_no_thread_can_be_started(
+    server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The system allows no more: the caller hears of it, and reads when there are some again."""
+    started = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith(f"wsiweb-{kind}"):
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    with open_slide(server, truth) as slide:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(WsiWebError, match="thread"):
+                within(PROMPTLY_SECONDS, lambda: slide.read_region(0, 0, 0, 100, 100))
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 100, 100), truth.truth(0, 0, 0, 100, 100))
 
 
 def test_an_error_ends_the_rest(server: DICOMwebServer, truth: SyntheticSlide) -> None:
@@ -169,12 +207,7 @@ def interrupt(server: DICOMwebServer, truth: SyntheticSlide, what: str, kind: Ki
 @pytest.mark.parametrize(("name", "what"), [
     ("backoff", "region"), ("silence in the middle", "region"), ("a slow body", "patches"), ("silence", "regions"),
 ])  # fmt: skip
-def test_ctrl_c_while_reading(
-    server: DICOMwebServer, truth: SyntheticSlide, name: str, what: str, request: pytest.FixtureRequest
-) -> None:
-    if name == "silence":
-        reason = "at exit Python waits for the thread that waits for a silent server"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_ctrl_c_while_reading(server: DICOMwebServer, truth: SyntheticSlide, name: str, what: str) -> None:
     server.fault = every(WAITS[name])
     interrupt(server, truth, what, "frames")
 
@@ -183,6 +216,15 @@ def test_ctrl_c_while_reading(
 def test_ctrl_c_while_opening(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
     server.fault = every(WAITS[name], "metadata")
     interrupt(server, truth, "region", "metadata")
+
+
+@pytest.mark.parametrize("name", ["silence", "silence in the middle", "backoff of its own"])
+def test_opening_ends_with_the_deadline(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    """However long the timeout of a single silence is."""
+    server.fault = every(WAITS[name], "metadata")
+    options = ReadOptions(timeout_seconds=60, deadline_seconds=0.5, max_attempts=100)
+    with pytest.raises(SourceError):
+        within(PROMPTLY_SECONDS, lambda: open_slide(server, truth, options=options))
 
 
 def test_nothing_is_left_behind(server: DICOMwebServer, truth: SyntheticSlide) -> None:

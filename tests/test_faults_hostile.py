@@ -6,6 +6,7 @@ import gzip
 import time
 import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -210,6 +211,27 @@ def test_informal_answers_are_skipped(server: DICOMwebServer, truth: SyntheticSl
     with open_slide(server, truth, options=OPTIONS) as slide:
         np.testing.assert_array_equal(slide.read_region(level, *TILE), truth.truth(level, *TILE))
         assert server.count("frames") == 1
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints", "199 ?"])
+@pytest.mark.parametrize("latency_seconds", [0.0, 0.02])
+def test_no_informal_answer_is_taken_for_the_answer(
+    server: DICOMwebServer, truth: SyntheticSlide, status: str, latency_seconds: float
+) -> None:
+    """Or each request on its connection would get the answer of the one before."""
+    interim = f"HTTP/1.1 {status}\r\nLink: </style.css>\r\n\r\n".encode()
+    server.fault = lambda request: Fault(interim=interim, latency_seconds=latency_seconds, locations=False)
+    with open_slide(server, truth, options=replace(OPTIONS, tile_cache_bytes=0, frame_cache_bytes=0)) as slide:
+        for column in range(5):
+            place = (64 * column, 0, 64, 48)
+            np.testing.assert_array_equal(slide.read_region(0, *place), truth.truth(0, *place))
+    assert server.count("frames") == 5
+
+
+def test_another_protocol_is_refused(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = every(Fault(interim=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
+    with open_slide(server, truth, options=OPTIONS) as slide, pytest.raises(SourceError):
+        slide.read_region(0, *TILE)
 
 
 # Bombs ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
-from wsiweb import ReadOptions, Slide, WsiWebError
+from wsiweb import ReadOptions, Slide, WsiWebError, codecs
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -93,6 +93,30 @@ def test_forking_amid_reads_disturbs_nobody(open_slide: Opener, synthetic: Slide
         stop.set()
         reader.join()
     assert slide.stats.retries == 0  # nobody took another's answer
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_fork_waits_for_decoders_that_are_being_loaded(
+    open_slide: Opener, synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child could not load them any more."""
+    truth = synthetic("jpeg")
+    slide = open_slide(truth)
+    monkeypatch.setattr(codecs, "_decoders", {})
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load() -> None:
+        with codecs._loading:
+            loading.set()
+            loaded.wait(0.1)
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    loading.wait()
+    result, _ = read_elsewhere(multiprocessing.get_context("fork"), slide, BOX)
+    loader.join()
+    assert isinstance(result, np.ndarray), result
+    np.testing.assert_array_equal(result, truth.truth(0, *BOX))
 
 
 def test_a_pickled_slide_reads(open_slide: Opener, synthetic: SlideMaker) -> None:

@@ -79,6 +79,30 @@ def test_a_bell_that_does_not_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.close()
 
 
+def test_fewer_threads_than_allowed_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system allows no more, and where it allows none, who asks hears of it."""
+    free, started = threading.Event(), threading.Thread.start
+    threads = Workers(4, "test")
+    threads.add(partial(blocked, free))
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("test"):
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    results = threads.map(str, range(9))
+    threads.add_spare(free.set)
+    free.set()
+    assert list(results) == [str(n) for n in range(9)]
+    threads.close()
+    none = Workers(4, "test")
+    none.add_spare(free.set)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        none.add(free.set)
+    none.close()
+
+
 def test_ranks() -> None:
     threads = Workers(1, "test")
     free = threading.Event()

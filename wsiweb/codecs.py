@@ -6,6 +6,8 @@ are silent. Every array that leaves has the shape and dtype that the metadata pr
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +28,23 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 _RLE_PADDING_BYTES = 16
+
+
+_decoders: dict[str, Any] = {}
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child could not load what another thread was loading
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+
+def _decoder(name: str) -> Any:
+    """Return a decoder of imagecodecs, which loads them slowly: each when it is first needed."""
+    found = _decoders.get(name)
+    if found is None:
+        with _loading:
+            import imagecodecs  # noqa: PLC0415
+
+            found = _decoders[name] = getattr(imagecodecs, name)
+    return found
 
 
 class TruncatedFrameError(DecodeError):
@@ -240,15 +259,11 @@ def _undecodable(coding: Coding, error: Exception) -> TruncatedFrameError:
 
 
 def _jpeg_within(data: bytes) -> bytes:
-    import imagecodecs  # noqa: PLC0415
-
-    return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
+    return bytes(_decoder("jpegxl_decode_jpeg")(data, numthreads=1))
 
 
 def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: Empty) -> _Decoded:
     """Call the decoder for the coding."""
-    import imagecodecs  # noqa: PLC0415  (its decoders load slowly)
-
     image: Pixels
     ybr = False
     declared_ybr = pixels.photometric.startswith("YBR")
@@ -256,29 +271,27 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: E
         case Coding.JPEG if stream.components == 3:
             image = _decode_jpeg(data, _colour_space(stream, pixels), _target(stream, empty))
         case Coding.JPEG:
-            image = imagecodecs.jpeg8_decode(data, out=_target(stream, empty))
+            image = _decoder("jpeg8_decode")(data, out=_target(stream, empty))
         case Coding.JPEG_LOSSLESS:
-            image = imagecodecs.jpeg8_decode(data)
+            image = _decoder("jpeg8_decode")(data)
             said = stream.colour_transformed
             ybr = declared_ybr if said is None or pixels.photometric_forced else said
         case Coding.JPEG_LS:
-            image = imagecodecs.jpegls_decode(data)
+            image = _decoder("jpegls_decode")(data)
             ybr = declared_ybr
         case Coding.JPEG_2000:
-            image = imagecodecs.jpeg2k_decode(data)
+            image = _decoder("jpeg2k_decode")(data)
             # With the multiple component transform the decoder has already returned RGB, whatever is declared.
             ybr = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and (
                 not stream.colour_transformed or pixels.photometric_forced
             )
         case Coding.JPEG_XL:
-            image = imagecodecs.jpegxl_decode(data)
+            image = _decoder("jpegxl_decode")(data)
     return _Decoded(image, ybr)
 
 
 def _decode_jpeg(data: bytes, space: str, out: Pixels | None) -> Pixels:
-    import imagecodecs  # noqa: PLC0415
-
-    image: Pixels = imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="RGB", out=out)
+    image: Pixels = _decoder("jpeg8_decode")(data, colorspace=space, outcolorspace="RGB", out=out)
     return image
 
 
@@ -302,8 +315,6 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
 
     imagecodecs' own decoder of the whole trusts the header, and crashes the process where that lies.
     """
-    import imagecodecs  # noqa: PLC0415
-
     sample_bytes = pixels.bits_allocated // 8
     count, area = pixels.samples_per_pixel * sample_bytes, pixels.rows * pixels.columns
     header = np.frombuffer(data[:64].ljust(64, b"\0"), "<u4").astype(np.int64)
@@ -313,7 +324,7 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
     planes = np.empty((pixels.samples_per_pixel, sample_bytes, area), np.uint8)
     for plane, start, stop in zip(planes.reshape(count, area), bounds, bounds[1:], strict=False):
         try:
-            segment = np.frombuffer(imagecodecs.packbits_decode(data[start:stop]), np.uint8)
+            segment = np.frombuffer(_decoder("packbits_decode")(data[start:stop]), np.uint8)
         except Exception as error:  # imagecodecs' own classes
             raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
         if not area <= len(segment) <= area + _RLE_PADDING_BYTES:

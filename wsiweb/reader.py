@@ -144,7 +144,7 @@ class Reader:
             active = list(self._active)
         for errand in active:
             errand.cancellation.cancel()
-        # A thread that waits for a silent server cannot be woken; it ends with its timeout, and nobody waits for it.
+        # A thread that waits for a connection cannot be woken; it ends with its timeout, and nobody waits for it.
         self._fetchers.close(_CLOSING_SECONDS)
         self._decoders.close()
         self.source.close()
@@ -164,7 +164,7 @@ class Reader:
         try:
             return self._decoders.map(function, items)
         except RuntimeError as error:
-            raise ClosedError("This slide was closed while it was being read.") from error
+            raise self._no_thread(error) from error
 
     def encoded(self, key: FrameKey, instance: Instance) -> bytes:
         """Return a frame as it is stored: of the cache, where it has just been read, else fetched by itself."""
@@ -179,7 +179,16 @@ class Reader:
         try:
             self._decoders.add(job)
         except RuntimeError as error:
-            raise ClosedError("This slide was closed while it was being read.") from error
+            raise self._no_thread(error) from error
+
+    def _no_thread(self, error: RuntimeError) -> WsiWebError:
+        """Say why a thread that was asked for is not there."""
+        if self._closed:
+            return ClosedError("This slide was closed while it was being read.")
+        return WsiWebError(
+            f"No thread can be started to read with ({error}). Read before the program ends, and raise the limits of "
+            f"processes and threads (ulimit -u, or the container's pids) where they are used up."
+        )
 
     # The parts that a stream uses -----------------------------------------------------------------
 
@@ -233,8 +242,8 @@ class Reader:
     def _submit_fetch(self, batch: Batch, tasks: list[Task]) -> None:
         try:
             self._fetchers.add(functools.partial(self._fetch, batch, tasks), tasks[0].rank)
-        except RuntimeError:  # somebody closed the slide meanwhile
-            self.abandon(task.key for task in tasks)
+        except RuntimeError as error:
+            self._give_up((task.key for task in tasks), error)
 
     def _submit_lots(self, work: Callable[[list[Lot]], None], frames: list[Lot], lot_frames: int) -> None:
         """Have frames of one rank worked on in decode threads, so many at a time."""
@@ -243,8 +252,8 @@ class Reader:
         lots = (frames[first : first + lot_frames] for first in range(0, len(frames), lot_frames))
         try:
             self._decoders.add_all([functools.partial(work, lot) for lot in lots], frames[0][0].rank)
-        except RuntimeError:
-            self.abandon(frame[0].key for frame in frames)
+        except RuntimeError as error:
+            self._give_up((frame[0].key for frame in frames), error)
 
     def _lot_frames(self, frames: int) -> int:
         """Return how many of so many frames, which come together, one thread decodes at a time."""
@@ -262,6 +271,12 @@ class Reader:
     def _let_fetch(self, advice: Advice) -> None:
         """Have as many threads fetch as there are connections; no fewer than usual, since who backs off has none."""
         self._fetchers.allow(max(advice.connections, min(MODERATE_CONNECTIONS, self.options.max_connections)))
+
+    def _give_up(self, keys: Iterable[FrameKey], error: RuntimeError) -> None:
+        """Tell those who wait for tiles that nobody can produce them."""
+        failure = self._no_thread(error)
+        for key in keys:
+            self.tiles.fail(key, failure)
 
     def abandon(self, keys: Iterable[FrameKey]) -> None:
         """Give up claimed keys, so that whoever waits for them claims them anew."""

@@ -248,6 +248,8 @@ class Stream:
                 self._reclaim(event.abandoned)
             else:
                 self._reader.check_open()
+                if self._errand.cancellation.cancelled:
+                    raise WsiWebError("This iteration was closed, in another thread, while it was waited for.")
 
     def _late(self, job: Job) -> SourceTimeoutError:
         numbers = tuple(sorted(frame_index + 1 for _, frame_index in list(job.waiting)))  # tiles may yet come

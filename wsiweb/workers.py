@@ -49,7 +49,7 @@ class Workers:
         Raises
         ------
         RuntimeError
-            After ``close``.
+            After ``close``, or where there is no thread and none can be started.
         """
         self.add_all((job,), rank)
 
@@ -58,7 +58,7 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise RuntimeError("closed")
-            bells = self._call(len(jobs))  # which raises where no thread can be started any more
+            bells = self._call(len(jobs))
             for job in jobs:
                 heapq.heappush(self._jobs, (rank, next(self._order), job))
         _ring(bells)
@@ -68,7 +68,10 @@ class Workers:
         with self._lock:
             if self._closed:
                 return
-            bells = self._call(1)
+            try:
+                bells = self._call(1)
+            except RuntimeError:
+                return
             self._spare.append(job)
         _ring(bells)
 
@@ -86,7 +89,7 @@ class Workers:
             self._allowed += more
             bells: list[queue.SimpleQueue[None]] = []
             if more > 0 and not self._closed:
-                with contextlib.suppress(RuntimeError):  # no thread can be started: those that there are do the work
+                with contextlib.suppress(RuntimeError):  # those that wait for a thread have been told, or will be
                     bells = self._call(min(len(self._jobs), more))
         _ring(bells)
 
@@ -101,10 +104,21 @@ class Workers:
         concurrent.futures.wait(loops, timeout=seconds)
 
     def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
-        """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock."""
+        """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock.
+
+        Raises
+        ------
+        RuntimeError
+            There is no thread, and none can be started: the interpreter is ending, or the system allows no more.
+        """
         bells = [self._waiting.pop() for _ in range(min(jobs, len(self._waiting)))]
         for _ in range(min(jobs - len(bells), self._allowed - self._at_work)):
-            loop = self._pool.submit(self._work)
+            try:
+                loop = self._pool.submit(self._work)
+            except RuntimeError:
+                if self._at_work:  # those that there are do the work
+                    break
+                raise
             self._loops.add(loop)
             loop.add_done_callback(self._loops.discard)
             self._at_work += 1

@@ -103,6 +103,7 @@ class WatchedService(Service):
         *,
         parameters: dict[str, str] | None = None,
         cancellation: Cancellation | None = None,
+        deadline: float | None = None,
     ) -> Iterator[Answer]:
         """Make one GET request and write it down; see ``Service.get``.
 
@@ -122,7 +123,9 @@ class WatchedService(Service):
         started = time.monotonic()
         received = [0]
         try:
-            with super().get(url, accept, parameters=parameters, cancellation=cancellation) as answer:
+            with super().get(
+                url, accept, parameters=parameters, cancellation=cancellation, deadline=deadline
+            ) as answer:
                 exchange = _answered(exchange, answer, time.monotonic() - started)
                 yield replace(answer, chunks=self._counted(answer, exchange, started, received))
         except RefusedError as error:

@@ -19,7 +19,7 @@ import urllib3
 
 from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
-from wsiweb.sources.sessions import NoCredentials, TokenAuth, leave_redirects, own_session
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_session
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -145,10 +145,12 @@ class Service:
         *,
         parameters: dict[str, str] | None = None,
         cancellation: Cancellation | None = None,
+        deadline: float | None = None,
     ) -> Iterator[Answer]:
         """Make one GET request; the body streams inside the ``with``.
 
-        Credentials, the user's headers and cookies go to the service's own origin, and nowhere else.
+        Credentials, the user's headers and cookies go to the service's own origin, and nowhere else. No silence is
+        borne beyond ``deadline`` (of ``time.monotonic``).
 
         Raises
         ------
@@ -156,7 +158,12 @@ class Service:
             There was no answer, or its body broke off; a subclass says which way.
         """
         with _translated(url):
-            response = self._send(url, accept, parameters)
+            with Wire() as wire:
+                forget = cancellation.on_cancel(wire.cut) if cancellation is not None else lambda: None
+                try:
+                    response = self._send(url, accept, parameters, deadline)
+                finally:
+                    forget()
             self.reached = True
             with contextlib.ExitStack() as stack:
                 stack.callback(response.close)
@@ -176,14 +183,21 @@ class Service:
             self.stats.add(bytes=len(chunk))
             yield chunk
 
-    def _send(self, url: str, accept: str, parameters: dict[str, str] | None) -> requests.Response:
+    def _send(
+        self, url: str, accept: str, parameters: dict[str, str] | None, deadline: float | None
+    ) -> requests.Response:
         """Follow redirects by hand: credentials stay with their origin, and nothing falls from https to http."""
         session = self._session_for(url)
         headers = {"Accept": accept}
         renewed = False
         for _ in range(MAX_REDIRECTS + 1):
-            self.stats.add(requests=1)
-            response = self._get(session, url, parameters, headers)
+            timeout_seconds = self._timeout_seconds
+            if deadline is not None:
+                timeout_seconds = min(timeout_seconds, deadline - time.monotonic())
+            if timeout_seconds <= 0:
+                where = without_secrets(url)
+                raise SourceTimeoutError(f"{where} did not answer before the deadline.", url=where)
+            response = self._get(session, url, parameters, headers, timeout_seconds)
             if response.status_code == 401 and not renewed and self._renew(session, response):
                 response.close()
                 renewed = True
@@ -227,13 +241,17 @@ class Service:
         return session
 
     def _get(
-        self, session: requests.Session, url: str, parameters: dict[str, str] | None, headers: dict[str, str]
-    ) -> requests.Response:
+        self, session: requests.Session, url: str, parameters: dict[str, str] | None, headers: dict[str, str],
+        timeout_seconds: float,
+    ) -> requests.Response:  # fmt: skip
+        self.stats.add(requests=1)
         try:
             return session.get(
-                url, params=parameters, headers=headers, stream=True, allow_redirects=False,
-                timeout=self._timeout_seconds,
-            )  # fmt: skip
+                url, params=parameters, headers=headers, stream=True, allow_redirects=False, timeout=timeout_seconds
+            )
+        except WsiWebError:  # of the user's token: nothing was sent
+            self.stats.add(requests=-1)
+            raise
         except requests.exceptions.RequestException:
             raise
         except (ValueError, TypeError, AttributeError) as error:  # of http.client, on a line break in a header, say

@@ -216,7 +216,7 @@ class WebSource:
             error: SourceError | RefusedError
             try:
                 asked = time.monotonic()
-                with self.service.get(url, accept, parameters=parameters) as answer:
+                with self.service.get(url, accept, parameters=parameters, deadline=deadline) as answer:
                     self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204:
                         return {}, b""
