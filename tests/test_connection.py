@@ -15,7 +15,17 @@ from faults import Fault, Request
 from serving import open_slide
 from synthetic import srgb_profile
 
-from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SlideNotFoundError, SourceError
+from wsiweb import (
+    AuthenticationError,
+    ProtocolError,
+    ReadOptions,
+    Slide,
+    SlideNotFoundError,
+    SourceError,
+    ThrottledError,
+    WsiWebError,
+)
+from wsiweb.opening import split_series_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +80,80 @@ def test_a_password_with_what_is_special_in_urls_is_not_shown(special: str) -> N
     with pytest.raises(SlideNotFoundError, match="escape") as caught:
         Slide.open(f"https://user:{SECRET}{special}et@127.0.0.1/dicomWeb", series_uid="1.2")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(("path", "root", "study", "series"), [
+    ("/dicomWeb/studies/1.2/series/3.4", "/dicomWeb", "1.2", ("3.4",)),
+    ("/dicomWeb/studies/1.2/series/3.4/metadata", "/dicomWeb", "1.2", ("3.4",)),
+    ("/dicomWeb/studies/1.2", "/dicomWeb", "1.2", ()),
+    ("/dicomWeb/", "/dicomWeb", None, ()),
+    ("/studies/1.2/series/3.4", "", "1.2", ("3.4",)),
+    ("/v1/datasets/studies/dicomStores/d/dicomWeb", "/v1/datasets/studies/dicomStores/d/dicomWeb", None, ()),
+    ("/v1/datasets/studies/dicomStores/d/dicomWeb/studies/1.2/series/3.4",
+     "/v1/datasets/studies/dicomStores/d/dicomWeb", "1.2", ("3.4",)),
+])  # fmt: skip
+def test_a_root_may_have_a_part_that_is_called_studies(
+    path: str, root: str, study: str | None, series: tuple[str, ...]
+) -> None:
+    assert split_series_url(f"https://host{path}") == (f"https://host{root}", None, study, series)
+
+
+ECHOES = {
+    "text": "Cannot GET {path} with {headers}",
+    "page": "<html><body><pre>Cannot GET {path}</pre><p>{headers}</p></body></html>",
+    "JSON": '{{"error": {{"message": "Cannot GET {path} with {headers}"}}}}',
+}
+
+
+@pytest.mark.parametrize("name", ECHOES)
+@pytest.mark.parametrize(("kind", "status"), [
+    ("metadata", 404), ("metadata", 200), ("frames", 404), ("frames", 500), ("frames", 200), ("frames", 418),
+])  # fmt: skip
+def test_what_a_service_repeats_of_secrets_is_not_shown(
+    server: DICOMwebServer, truth: SyntheticSlide, name: str, kind: str, status: int
+) -> None:
+    """Express says what it cannot GET, query and all; debug pages show headers."""
+
+    def echo(request: Request) -> Fault | None:
+        headers = "; ".join(f"{key}: {value}" for key, value in request.headers.items())
+        body = ECHOES[name].format(path=request.path, headers=headers.replace('"', "'"))
+        return Fault(status=status, body=body.encode()) if request.kind == kind else None
+
+    session = requests.Session()
+    session.cookies.set("sid", f"{SECRET}-cookie")
+    url = f"{server.series_url(truth.study_uid, truth.series_uid)}?sig={SECRET}-sig"
+    given: dict[str, Any] = {"token": f"{SECRET}-token", "headers": {"X-Api-Key": f"{SECRET}-key"}}
+    server.fault = echo
+    with pytest.raises(WsiWebError) as caught:
+        Slide.open(url, **given, session=session, options=ReadOptions(max_attempts=1)).read_region(0, 0, 0, 50, 50)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_service_that_is_gone_shows_no_secret(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Nor do the errors of the libraries below."""
+    url = f"{server.series_url(truth.study_uid, truth.series_uid)}?sig={SECRET}"
+    with Slide.open(url, options=ReadOptions(max_attempts=1)) as slide:
+        server.__exit__()
+        with pytest.raises(SourceError) as caught:
+            slide.read_region(0, 0, 0, 50, 50)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_service_that_asks_for_more_patience_than_there_is(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = lambda request: Fault(status=429, headers={"Retry-After": "30"})
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    with pytest.raises(ThrottledError, match="30 s"):
+        Slide.open(url, options=ReadOptions(deadline_seconds=1))
+    assert server.count() == 1
+
+
+def test_requests_that_a_token_prevents_are_none(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    tokens = iter([SECRET])
+    with Slide.open(server.series_url(truth.study_uid, truth.series_uid), token=lambda: next(tokens)) as slide:
+        server.fault = lambda request: Fault(status=401)
+        with pytest.raises(AuthenticationError, match="token"):
+            slide.read_region(0, 0, 0, 50, 50)
+        assert slide.stats.requests == server.count()
 
 
 def test_cookies_of_the_service_stay_with_the_slide(server: DICOMwebServer, truth: SyntheticSlide) -> None:

@@ -162,7 +162,7 @@ def test_loops(server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSl
 
 
 NOWHERE = {
-    "a scheme": "ftp://127.0.0.1/x",
+    "a scheme": "ftp://user:s3cr3t@127.0.0.1/x",
     "a file": "file:///etc/passwd",
     "a script": "javascript:alert(1)",
     "no URL": "http://[",
@@ -186,6 +186,8 @@ def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, ki
     with pytest.raises(WsiWebError) as caught:
         within(20, use)
     assert "s3cr3t" not in str(caught.value)
+    if name in ("a scheme", "a file", "a script"):
+        assert "not the web" in str(caught.value)
     if "URL" in name or "port" in name:
         assert "redirects to what is no URL" in str(caught.value)
     assert server.count(kind) <= 18
@@ -237,6 +239,29 @@ def test_a_stranger_who_is_trusted(server: DICOMwebServer, store: DICOMwebServer
     ):
         _ = slide.icc_profile
     assert store.count() == 1
+
+
+def test_a_stranger_who_is_trusted_has_what_the_service_has_not(
+    server: DICOMwebServer, store: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    """Under paths like the service's own; the same path on another host is the service itself, behind a proxy."""
+    path = f"/studies/{truth.study_uid}/series/{truth.series_uid}/bulk/1"
+    trusting = {"options": ReadOptions(trusted_hosts=("localhost",))}
+    refer_to(server, f"{store.host}/cdn/v2{path}".replace("127.0.0.1", "localhost"))
+    with opened(server, truth, **trusting) as slide:
+        assert slide.icc_profile == PROFILE
+    assert (store.count(), server.count("bulk")) == (1, 0)
+    with opened(server, truth) as slide, pytest.raises(SourceError):
+        _ = slide.icc_profile
+    assert (store.count(), server.count("other") + server.count("bulk")) == (1, 1)
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "text/html; charset=utf-8", "application/json"])
+def test_a_login_page_is_no_profile(server: DICOMwebServer, truth: SyntheticSlide, content_type: str) -> None:
+    page = Fault(status=200, body=b"<html>Please log in</html>", headers={"Content-Type": content_type})
+    server.fault = every(page, "bulk")
+    with opened(server, truth) as slide, pytest.raises(ProtocolError, match="log in"):
+        _ = slide.icc_profile
 
 
 def test_the_way_out_is_named(server: DICOMwebServer, truth: SyntheticSlide) -> None:

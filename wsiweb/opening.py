@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from wsiweb.sources.disk import DiskCache
 
 logger = logging.getLogger("wsiweb")
+_UID = re.compile(r"[0-9]")  # begins with a digit, or there is nothing that could be one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +225,9 @@ def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None,
         user_password = unquote(parts.username), unquote(parts.password or "")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = f"{host}:{port}" if port else host
-    root, _, rest = parts.path.partition("/studies/")
+    root, _, rest = parts.path.rpartition("/studies/")  # a root may have a part of that name, too
+    if not _UID.match(rest):
+        root, rest = parts.path, ""
     names = rest.strip("/").split("/")
     study = names[0] or None
     series = (names[2],) if len(names) > 2 and names[1] == "series" else ()

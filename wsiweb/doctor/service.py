@@ -14,7 +14,6 @@ from wsiweb.doctor.report import Check
 from wsiweb.doctor.wire import must_succeed
 from wsiweb.errors import AuthenticationError, WsiWebError
 from wsiweb.jsontext import loads
-from wsiweb.sources.http import readable_error
 from wsiweb.sources.retry import RefusedError, UnreachableError
 from wsiweb.sources.services import recognise
 
@@ -172,7 +171,7 @@ def search(service: WatchedService, url: str, parameters: dict[str, str]) -> Fou
     try:
         items = loads(body)
     except ValueError:
-        return Found(status, seconds, problem=f"no DICOM JSON, but {readable_error(body[:4096])!r:.120}")
+        return Found(status, seconds, problem=f"no DICOM JSON, but {service.quote(body)!r:.120}")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return Found(status, seconds, problem="no list of datasets")
     return Found(status, seconds, tuple(items))

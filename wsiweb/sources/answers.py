@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from wsiweb.errors import ProtocolError, SourceError
 from wsiweb.sources.base import EncodedFrame
-from wsiweb.sources.http import readable_error
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _single(
     if data.startswith(b"--") and (part := _part_within(data, max_bytes)) is not None and len(numbers) == 1:
         return _frame(part, numbers[0])
     if not media_type and data.lstrip()[:1] in (b"<", b"{"):
-        raise _no_frames(answer, numbers, f"with {readable_error(data[:4096])!r:.300}")
+        raise _no_frames(answer, numbers, f"with {answer.quote(data)!r:.300}")
     if len(numbers) != 1:
         raise SinglePartError(
             f"{answer.url} answered with one {media_type or 'body'} where {len(numbers)} frames were asked for",

@@ -12,7 +12,8 @@ import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote as percent_encoded
 
 import requests
 import urllib3
@@ -23,7 +24,7 @@ from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redire
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from wsiweb.sources.base import Cancellation
 
@@ -33,6 +34,32 @@ CHUNK_BYTES = 262_144
 _MAX_ERROR_BYTES = 65_536
 _MAX_ERROR_TEXT_BYTES = 16_384
 _MAX_ERROR_SECONDS = 2.0
+_PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
+_SCHEMES = frozenset({"Bearer", "Basic", "Digest"})
+_SHORTEST_SECRET = 4
+"""Shorter ones are in every text."""
+
+
+def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
+    """Return what a server's error body says without ``secrets``, at most 500 characters, for JSON, HTML and text."""
+    from wsiweb.jsontext import loads  # noqa: PLC0415
+
+    body = body[:_MAX_ERROR_TEXT_BYTES]
+    text = body.decode("utf-8", "replace").strip()
+    if text[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):
+            found = loads(body)
+            if isinstance(found, list) and found:
+                found = found[0]
+            if isinstance(found, dict):
+                inner = found.get("error")
+                found = inner if isinstance(inner, dict) else found
+                parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
+                text = " ".join(part for part in parts if isinstance(part, str) and part) or text
+    text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", " ", text)
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return " ".join(text.split())[:500]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +74,8 @@ class Answer:
     """That answered, without secrets."""
     chunks: Iterator[bytes]
     """The body, content encoding undone, as it arrives."""
+    quote: Callable[[bytes], str] = readable_error
+    """Returns what an error's body says, for a message; see ``Service.quote``."""
 
     def read(self, limit_bytes: int, *, deadline: float | None = None) -> bytes:
         """Return the whole body.
@@ -79,7 +108,7 @@ class Answer:
                 text += chunk
                 if len(text) > _MAX_ERROR_BYTES or time.monotonic() > until:
                     break
-        return readable_error(bytes(text))
+        return self.quote(bytes(text))
 
 
 class Service:
@@ -115,6 +144,7 @@ class Service:
         self.wado_url = _below(self.base_url, wado_url_prefix)
         self.stats = ReadStats()
         self.reached = False
+        self._last_request: requests.PreparedRequest | None = None
         self._state = {
             "base_url": base_url, "session": session, "qido_url_prefix": qido_url_prefix,
             "wado_url_prefix": wado_url_prefix, "connections": connections, "timeout_seconds": timeout_seconds,
@@ -165,6 +195,7 @@ class Service:
                 finally:
                     forget()
             self.reached = True
+            self._last_request = response.request
             with contextlib.ExitStack() as stack:
                 stack.callback(response.close)
                 if cancellation is not None:
@@ -175,7 +206,15 @@ class Service:
                     headers={name.lower(): value for name, value in response.headers.items()},
                     url=without_secrets(response.url),
                     chunks=self._chunks(response),
+                    quote=functools.partial(self.quote, request=response.request),
                 )
+
+    def quote(self, body: bytes, request: requests.PreparedRequest | None = None) -> str:
+        """Return what the body of an error says, without what was sent in confidence: some services repeat that.
+
+        ``request`` is the one that it answers; None stands for the last one that was answered.
+        """
+        return readable_error(body, _secrets_of(request or self._last_request))
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         encoded = "Content-Encoding" in response.headers  # urllib3 copies what it might have to decode
@@ -218,6 +257,11 @@ class Service:
                 where = without_secrets(url)
                 raise RedirectError(f"{where} redirects to what is no URL.",
                                     url=where, status=response.status_code) from None  # fmt: skip
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise RedirectError(
+                    f"{without_secrets(url)} redirects to {without_secrets(target)}, which is not the web.",
+                    url=without_secrets(url), status=response.status_code,
+                )  # fmt: skip
             if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise RedirectError(
                     f"{without_secrets(url)} redirects from https to {without_secrets(target)}; that is not followed.",
@@ -274,6 +318,21 @@ class Service:
             session.close()
 
 
+def _secrets_of(request: requests.PreparedRequest | None) -> list[str]:
+    """Return what of a request is nobody else's business: what its headers and its query say; the longest first."""
+    if request is None:
+        return []
+    found = {value for _, value in parse_qsl(urlsplit(request.url or "").query)}
+    found.update(percent_encoded(value) for value in list(found))
+    headers: Any = request.headers  # of which requests takes bytes, too
+    for name, value in headers.items():
+        if name.lower() not in _PLAIN_HEADERS:
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            found.update(re.split(r"[\s;,=]+", text))
+            found.add(text)
+    return sorted((text for text in found if len(text) >= _SHORTEST_SECRET and text not in _SCHEMES), key=len)[::-1]
+
+
 def _below(root: str, prefix: str | None) -> str:
     return f"{root}/{prefix.strip('/')}" if prefix else root
 
@@ -286,7 +345,7 @@ def _shut_down(response: requests.Response) -> None:
 
 @contextlib.contextmanager
 def _translated(url: str) -> Iterator[None]:
-    """Turn every exception of the HTTP libraries into one of ours."""
+    """Turn every exception of the HTTP libraries into one of ours. Theirs may show secrets, and are left behind."""
     where = without_secrets(url)
     try:
         yield
@@ -298,25 +357,25 @@ def _translated(url: str) -> Iterator[None]:
         elif isinstance(error, requests.exceptions.ProxyError):
             reason = "the proxy refused the connection"
         elif _is_reset(error):
-            raise ProtocolError(f"{where} broke off the connection.", url=where) from error
+            raise ProtocolError(f"{where} broke off the connection.", url=where) from None
         elif isinstance(error, requests.exceptions.ReadTimeout):
-            raise SourceTimeoutError(f"{where} was silent for too long.", url=where) from error
+            raise SourceTimeoutError(f"{where} was silent for too long.", url=where) from None
         else:
             reason = f"{_root(error)}. Is the address right, and the service running?"
-        raise UnreachableError(f"No connection to {where}: {reason}", url=where) from error
-    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as error:
-        raise SourceTimeoutError(f"{where} was silent for longer than the timeout.", url=where) from error
+        raise UnreachableError(f"No connection to {where}: {reason}", url=where) from None
+    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
+        raise SourceTimeoutError(f"{where} was silent for longer than the timeout.", url=where) from None
     except (
         requests.exceptions.InvalidURL,
         requests.exceptions.MissingSchema,
         requests.exceptions.InvalidSchema,
         urllib3.exceptions.LocationValueError,
-    ) as error:
-        raise HopelessError(f"{where} is no URL that can be asked: {error}", url=where) from error
+    ):
+        raise HopelessError(f"{where} is no URL that can be asked.", url=where) from None
     except requests.exceptions.InvalidHeader as error:
         raise _not_asked(where, error) from None
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from error
+        raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from None
 
 
 def _not_asked(where: str, error: Exception) -> HopelessError:
@@ -368,23 +427,3 @@ def without_secrets(url: str) -> str:
         return "an unreadable URL"
     text = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
     return text if len(text) <= 400 else f"{text[:300]}...{text[-80:]}"
-
-
-def readable_error(body: bytes) -> str:
-    """Return what a server's error body says, at most 500 characters, for JSON, HTML and text."""
-    from wsiweb.jsontext import loads  # noqa: PLC0415
-
-    body = body[:_MAX_ERROR_TEXT_BYTES]
-    text = body.decode("utf-8", "replace").strip()
-    if text[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):
-            found = loads(body)
-            if isinstance(found, list) and found:
-                found = found[0]
-            if isinstance(found, dict):
-                inner = found.get("error")
-                found = inner if isinstance(inner, dict) else found
-                parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
-                text = " ".join(part for part in parts if isinstance(part, str) and part) or text
-    text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", " ", text)
-    return " ".join(text.split())[:500]

@@ -180,14 +180,16 @@ class Patience:
                 url=error.url, status=status, frame_numbers=self.frame_numbers,
             ) from error  # fmt: skip
         if self.failures >= self.max_attempts or (asked is not None and asked > MAX_RETRY_AFTER_SECONDS):
-            raise self._final(error, asked) from error
+            raise self.given_up(error) from error
         wait = backoff_seconds(self.failures - 1) if asked is None else asked
         if status in THROTTLING:
             self.gate.shut_for(wait)
         return wait
 
-    def _final(self, error: SourceError | RefusedError, asked: float | None) -> SourceError:
+    def given_up(self, error: SourceError | RefusedError) -> SourceError:
+        """Return the error to raise where the last attempt has failed."""
         if isinstance(error, RefusedError):
+            asked = error.retry_after
             kind = ThrottledError if error.status == 429 or asked is not None else SourceError
             patience = f" and asks to wait {asked:.0f} s" if asked is not None else ""
             message = f"{error}{patience}"

@@ -17,7 +17,7 @@ from wsiweb.jsontext import loads
 from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.http import readable_error, same_origin, without_secrets
+from wsiweb.sources.http import same_origin, without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.retrieval import FrameRetrieval
@@ -152,6 +152,10 @@ class WebSource:
                 raise
             headers, body = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
         media_type, parameters = parse_content_type(headers.get("content-type", ""))
+        if media_type == "text/html" or media_type.endswith("json"):
+            where = without_secrets(url)
+            said = self.service.quote(body)
+            raise ProtocolError(f"{where} did not answer with a bulk data value but with {said!r:.200}.", url=where)
         if not media_type.startswith("multipart/"):
             return body
         parser = MultipartParser(parameters.get("boundary"))
@@ -170,13 +174,17 @@ class WebSource:
                 return url
         except ValueError as error:
             raise ProtocolError(f"The metadata refer to bulk data by what is no URL: {error}.", url=root) from error
-        _, within, rest = urlsplit(url).path.partition(f"/studies/{self._study_uid}/")
-        if within:
+        parts, here = urlsplit(url), urlsplit(root)
+        before, within, rest = parts.path.partition(f"/studies/{self._study_uid}/")
+        trusted = parts.hostname in self._options.trusted_hosts
+        # A proxy before the service may change the scheme and the beginning of paths, too; a host that is trusted is
+        # asked for what only it has.
+        if within and (not trusted or (parts.scheme, before) == (here.scheme, here.path.rstrip("/"))):
             return f"{root}{within}{rest}"
         where = without_secrets(url)
-        if urlsplit(root).scheme == "https" and urlsplit(url).scheme != "https":
+        if here.scheme == "https" and parts.scheme != "https":
             reason = "which is not https, as this service is"
-        elif urlsplit(url).hostname in self._options.trusted_hosts:
+        elif trusted:
             return url
         else:
             reason = "which is not this service. If you trust that host, name it in ReadOptions.trusted_hosts"
@@ -193,7 +201,7 @@ class WebSource:
         try:
             found = loads(body)
         except ValueError as error:
-            said = readable_error(body[:4096])
+            said = self.service.quote(body)
             raise ProtocolError(
                 f"{where} did not answer with DICOM JSON ({error}) but with {said!r:.200}. Is it the root of a "
                 f"DICOMweb service?",
@@ -228,7 +236,7 @@ class WebSource:
                 error = caught
             wait = patience.seconds_after(error)
             if time.monotonic() + wait > deadline:
-                raise_named(error, what)
+                raise patience.given_up(error) from error
             idle.sleep(wait)
             self.stats.add(retries=1)
 
