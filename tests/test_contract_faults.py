@@ -140,8 +140,9 @@ def test_a_slow_drip_is_no_trouble(server: DICOMwebServer, truth: SyntheticSlide
 
 def test_a_drip_without_end_meets_the_deadline(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     server.fault = lambda request: Fault(drip=(1, 0.1)) if request.kind == "frames" else None
-    with pytest.raises(SourceTimeoutError):
+    with pytest.raises(SourceTimeoutError, match=truth.levels[0].instance_uids[0]) as caught:
         read(server, truth, ReadOptions(deadline_seconds=1.0, max_attempts=2))
+    assert caught.value.frame_numbers
 
 
 def test_gzipped_answers(truth: SyntheticSlide) -> None:

@@ -166,6 +166,10 @@ class Reader:
         except RuntimeError as error:
             raise self._no_thread(error) from error
 
+    def instance_uid(self, key: FrameKey) -> str:
+        """Return the SOP Instance UID of a frame."""
+        return self._instances[key[0]].address.instance_uid
+
     def encoded(self, key: FrameKey, instance: Instance) -> bytes:
         """Return a frame as it is stored: of the cache, where it has just been read, else fetched by itself."""
         frame = self._frames.get(key)

@@ -252,10 +252,12 @@ class Stream:
                     raise WsiWebError("This iteration was closed, in another thread, while it was waited for.")
 
     def _late(self, job: Job) -> SourceTimeoutError:
-        numbers = tuple(sorted(frame_index + 1 for _, frame_index in list(job.waiting)))  # tiles may yet come
+        late = list(job.waiting)  # tiles may yet come
+        numbers = tuple(sorted(frame_index + 1 for _, frame_index in late))
+        instances = ", ".join(sorted({self._reader.instance_uid(key) for key in late}))
         return SourceTimeoutError(
-            f"{len(numbers)} of {len(job.plan.keys)} frames of a region did not arrive within "
-            f"{self._reader.options.deadline_seconds:g} s. Read less at a time, or raise "
+            f"{len(numbers)} of {len(job.plan.keys)} frames of a region, of instance {instances}, did not arrive "
+            f"within {self._reader.options.deadline_seconds:g} s. Read less at a time, or raise "
             f"ReadOptions.deadline_seconds.",
             frame_numbers=numbers,
         )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MAX_FRAME_BYTES = 1 << 30
 
 
+class ShortAnswerError(ProtocolError):
+    """A whole answer has fewer frames than were asked for, and does not say which."""
+
+
 class SinglePartError(ProtocolError):
     """One frame came where several were asked for; nobody knows which."""
 
@@ -94,11 +98,14 @@ def _frames_of(
     if missing:
         state = "is complete" if parser.finished else "ends without a closing boundary"
         came = len(numbers) - len(missing) + len(unnamed)
-        raise _incomplete(answer, missing, f"{came} of {len(numbers)} frames, and the answer {state}")
+        kind = ShortAnswerError if parser.finished else ProtocolError
+        raise _incomplete(answer, missing, f"{came} of {len(numbers)} frames, and the answer {state}", kind)
 
 
-def _incomplete(answer: Answer, missing: set[int], with_what: str) -> ProtocolError:
-    return ProtocolError(
+def _incomplete(
+    answer: Answer, missing: set[int], with_what: str, kind: type[ProtocolError] = ProtocolError
+) -> ProtocolError:
+    return kind(
         f"{answer.url} answered with {with_what}",
         url=answer.url, status=answer.status, frame_numbers=tuple(sorted(missing)),
     )  # fmt: skip

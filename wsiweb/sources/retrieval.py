@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wsiweb.codestream import Coding, inspect
 from wsiweb.errors import ProtocolError, SourceError, SourceTimeoutError
 from wsiweb.sources.accept import NATIVE
-from wsiweb.sources.answers import MAX_FRAME_BYTES, SinglePartError, frames_in
+from wsiweb.sources.answers import MAX_FRAME_BYTES, ShortAnswerError, SinglePartError, frames_in
 from wsiweb.sources.retry import (
     STRAINED,
     THROTTLING,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from wsiweb.sources.retry import Gate
 
 _SPARE_TIMES, _SPARE_BYTES = 2, 1 << 20
+_FAILURES_OF_A_LIST = 2
+"""Without a frame, after which it is divided: one of them may be what the service breaks off at."""
 Numbers = tuple[int, ...]
 
 
@@ -160,8 +162,8 @@ class FrameRetrieval:
             self._patience = None
             self._again(left)
             return
-        self._patience = self._patience or Patience(self._what(left), self._max_attempts, self._gate, left)
-        failures = self._patience.failures
+        failures = self._patience.failures if self._patience else 0
+        self._patience = Patience(self._what(left), self._max_attempts, self._gate, left, failures)
         if isinstance(error, RefusedError) and error.status in THROTTLING:
             self._pace.throttled()
         elif _is_strain(error):
@@ -179,19 +181,20 @@ class FrameRetrieval:
                 self._patience = None
                 return
         if len(left) > 1 and self._splits(error, len(left), failures):
-            middle = len(left) // 2
-            self._queue.extendleft((left[middle:], left[:middle]))
+            self._queue.extendleft(reversed(_halves(left)))
             self._refused.clear()
             self._patience = None
             return
         if not worth_repeating(error, reached=self._service.reached):
             raise_named(error, self._what(left), left)
         if not self._cancellation.sleep(self._patience.seconds_after(error)):
-            self._again(left)
+            # With the attempts that are left: which of them is it?
+            narrowed = len(left) > 1 and self._patience.failures >= _FAILURES_OF_A_LIST and _broke_off(error)
+            self._again(*_halves(left) if narrowed else (left,))
 
-    def _again(self, numbers: Numbers) -> None:
+    def _again(self, *lists: Numbers) -> None:
         self._service.stats.add(retries=1)
-        self._queue.appendleft(numbers)
+        self._queue.extendleft(reversed(lists))
 
     def _accept(self, count: int) -> str:
         return self._first_accept(count) or NATIVE
@@ -221,8 +224,11 @@ class FrameRetrieval:
         """Whether fewer frames at once may go, or will show which of them does not."""
         if isinstance(error, RefusedError) and error.status == 500:
             return failures >= self._pace.kind.repeats_of_500
-        splits = isinstance(error, SinglePartError) or (
-            isinstance(error, RefusedError) and error.action in (Action.SPLIT, Action.ABSENT)
+        short = isinstance(error, ShortAnswerError) and failures >= _FAILURES_OF_A_LIST - 1
+        splits = (
+            short
+            or isinstance(error, SinglePartError)
+            or (isinstance(error, RefusedError) and error.action in (Action.SPLIT, Action.ABSENT))
         )
         if splits:
             self._doubted = min(self._doubted or count, count)
@@ -244,11 +250,21 @@ class FrameRetrieval:
         return f"Frame{'s' if len(numbers) > 1 else ''} {listed} of instance {self._batch.address.instance_uid}"
 
 
+def _halves(numbers: Numbers) -> tuple[Numbers, Numbers]:
+    middle = len(numbers) // 2
+    return numbers[:middle], numbers[middle:]
+
+
 def _is_strain(error: RefusedError | SourceError) -> bool:
     """Whether there may have been too much at once."""
     if isinstance(error, RefusedError):
         return error.status in STRAINED
-    return isinstance(error, (SourceTimeoutError, UnreachableError)) or type(error) is ProtocolError  # it broke off
+    return isinstance(error, UnreachableError) or _broke_off(error)
+
+
+def _broke_off(error: RefusedError | SourceError) -> bool:
+    """Whether there was silence, or an end before the end."""
+    return isinstance(error, SourceTimeoutError) or type(error) is ProtocolError
 
 
 def _is_about_form(error: RefusedError | SourceError) -> bool:
