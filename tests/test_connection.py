@@ -98,6 +98,16 @@ def test_a_root_may_have_a_part_that_is_called_studies(
     assert split_series_url(f"https://host{path}") == (f"https://host{root}", None, study, series)
 
 
+@pytest.mark.parametrize(("study", "series"), [
+    ("1/../../x", "3.4"), ("1.2", "3.4?x=y"), ("1.2", "3.4#"), ("1.2", "3.4 "), ("1.2", ""), (None, "3/4"),
+    ("1" * 65, "3"),
+])  # fmt: skip
+def test_what_is_no_uid_is_not_asked_for(server: DICOMwebServer, study: str | None, series: str) -> None:
+    with pytest.raises(SlideNotFoundError, match="no UID"):
+        Slide.open(server.url, study_uid=study, series_uid=series, token=SECRET)
+    assert server.count() == 0
+
+
 ECHOES = {
     "text": "Cannot GET {path} with {headers}",
     "page": "<html><body><pre>Cannot GET {path}</pre><p>{headers}</p></body></html>",

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from wsiweb.sources.disk import DiskCache
 
 logger = logging.getLogger("wsiweb")
-_UID = re.compile(r"[0-9]")  # begins with a digit, or there is nothing that could be one
+_UID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+"""Or what some take for one; nothing in it means something in a URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +227,7 @@ def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None,
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = f"{host}:{port}" if port else host
     root, _, rest = parts.path.rpartition("/studies/")  # a root may have a part of that name, too
-    if not _UID.match(rest):
+    if rest and not rest[0].isdigit():
         root, rest = parts.path, ""
     names = rest.strip("/").split("/")
     study = names[0] or None
@@ -286,6 +287,9 @@ def _service_source(
     series_uids: tuple[str, ...],
     options: ReadOptions,
 ) -> FrameSource:
+    for uid in (study_uid, *series_uids):
+        if uid is not None and not _UID.fullmatch(uid):
+            raise SlideNotFoundError(f"{uid!r:.80} is no UID; it is asked for nowhere.")
     cache = _disk_cache(service.wado_url, options) if options.disk_cache is not None else None
     lookup = cache.lookup if cache is not None else _looked_up
     if study_uid is None and not series_uids:

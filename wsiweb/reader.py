@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiweb.batch import Batch, batch_frames
-from wsiweb.cache import AbandonedError, ByteCache, Claim, Keep, SingleFlightCache
+from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
 from wsiweb.codecs import FrameDecoder, TruncatedFrameError
 from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import MODERATE_CONNECTIONS, Advice, Cancellation, EncodedFrame
-from wsiweb.stream import Stream
 from wsiweb.workers import Workers
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.board import Job
-    from wsiweb.cache import Waiter
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
     from wsiweb.plan import FrameKey
@@ -118,25 +115,6 @@ class Reader:
         self._early = Allowance(_EARLY_BYTES)
         self._ranks = itertools.count()
 
-    def stream(
-        self,
-        jobs: Iterable[Job],
-        *,
-        outs: Iterable[Pixels] | None = None,
-        ahead_bytes: int | None = None,
-        keep: Keep = Keep.YES,
-        single: bool = True,
-    ) -> Stream:
-        """Return an iterator over the arrays of many plans, in order.
-
-        Plans are drawn, and frames fetched and decoded, ahead of the consumer within ``ahead_bytes``
-        (``ReadOptions.readahead_bytes`` by default). ``outs`` are arrays to paint and hand out, one a plan, each
-        drawn in its turn; None makes new ones. The caches are read in any case, and filled as ``keep`` says.
-        ``single`` says that all is of one region.
-        """
-        budget_bytes = self.options.readahead_bytes if ahead_bytes is None else ahead_bytes
-        return Stream(self, jobs, outs, budget_bytes, keep=keep, single=single)
-
     def close(self) -> None:
         """Stop all reads, in whatever thread, and release threads, sockets and files."""
         with self._lock:
@@ -209,10 +187,6 @@ class Reader:
         errand.cancellation.cancel()
         with self._lock:
             self._active.discard(errand)
-
-    def claim(self, keys: Iterable[FrameKey], waiter: Waiter[FrameKey, Pixels]) -> Claim[FrameKey, Pixels]:
-        """Return the tiles that are there, and the keys that the caller must ``start``; the waiter hears of others."""
-        return self.tiles.claim(keys, waiter)
 
     def start(self, wanted: dict[FrameKey, tuple[int, int]], errand: Errand) -> None:
         """Produce tiles: decode what is cached encoded, fetch the rest in batches.

@@ -15,6 +15,7 @@ from wsiweb.cache import Keep
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import RegionPlanner
+from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +78,7 @@ class RegionArrays:
     profile
         ICC profile to convert from to sRGB, or None.
     ahead_bytes, keep, single
-        As for ``Reader.stream``.
+        As for ``Stream``.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class RegionArrays:
                     yield planned(view.source_of(band), band, functools.partial(whole.finish, band))
 
         self._drawn = drawn
-        self._stream = reader.stream(
-            jobs(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep, single=single
+        self._stream = Stream(
+            reader, jobs(), outs=outs if direct else None, ahead_bytes=ahead_bytes, keep=keep, single=single
         )
 
     def __iter__(self) -> Self:

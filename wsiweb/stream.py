@@ -48,16 +48,40 @@ _NAP_SECONDS = 0.5
 
 
 class Stream:
-    """The arrays of many plans, in order; see ``Reader.stream``."""
+    """The arrays of many plans, in order.
+
+    Plans are drawn, and frames fetched and decoded, ahead of the consumer. The caches are read in any case.
+
+    Parameters
+    ----------
+    reader
+        Produces the tiles.
+    jobs
+        The plans.
+    outs
+        Arrays to paint and hand out, one a plan, each drawn in its turn; None makes new ones.
+    ahead_bytes
+        Of arrays that the consumer has not taken yet; None takes ``ReadOptions.readahead_bytes``.
+    keep
+        What becomes of the tiles that are decoded.
+    single
+        Whether all is of one region.
+    """
 
     def __init__(
-        self, reader: Reader, jobs: Iterable[Job], outs: Iterable[Pixels] | None, budget_bytes: int, *, keep: Keep,
+        self,
+        reader: Reader,
+        jobs: Iterable[Job],
+        *,
+        outs: Iterable[Pixels] | None,
+        ahead_bytes: int | None,
+        keep: Keep,
         single: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._reader = reader
         self._drawn: Iterator[Job] = iter(jobs)
         self._outs = None if outs is None else iter(outs)
-        self._budget_bytes = budget_bytes
+        self._budget_bytes = reader.options.readahead_bytes if ahead_bytes is None else ahead_bytes
         self._exhausted = False
         self._errand = reader.begin(keep, single=single)
         self._board = Board(reader.memory, reader.tiles, alone=single)
@@ -197,7 +221,7 @@ class Stream:
         self._jobs.append(job)
         self._ahead_bytes += job.n_bytes
         new = self._board.enlist(job)
-        claim = self._reader.claim(new, self._board)
+        claim = self._reader.tiles.claim(new, self._board)
         misses = len(new) - len(claim.hits)
         self._reader.stats.add(tile_hits=len(plan.keys) - misses, tile_misses=misses)
         for key in claim.ours:  # which nobody else can produce, so that they still wait
@@ -268,7 +292,7 @@ class Stream:
         job = self._board.wanted_by(key)
         if job is None:
             return
-        claim = self._reader.claim([key], self._board)
+        claim = self._reader.tiles.claim([key], self._board)
         self._board.take(list(claim.hits.items()))
         if claim.ours:
             self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)
