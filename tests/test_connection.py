@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,9 @@ def test_a_password_with_what_is_special_in_urls_is_not_shown(special: str) -> N
     ("/dicomWeb/studies/1.2", "/dicomWeb", "1.2", ()),
     ("/dicomWeb/", "/dicomWeb", None, ()),
     ("/studies/1.2/series/3.4", "", "1.2", ("3.4",)),
+    ("/dicomWeb/studies/abc/series/x1/", "/dicomWeb", "abc", ("x1",)),
+    ("/dicomWeb/studies/1.2/series", "/dicomWeb", "1.2", ()),
+    ("/dicomWeb/studies/1.2/instances/5", "/dicomWeb", "1.2", ()),
     ("/v1/datasets/studies/dicomStores/d/dicomWeb", "/v1/datasets/studies/dicomStores/d/dicomWeb", None, ()),
     ("/v1/datasets/studies/dicomStores/d/dicomWeb/studies/1.2/series/3.4",
      "/v1/datasets/studies/dicomStores/d/dicomWeb", "1.2", ("3.4",)),
@@ -100,7 +104,7 @@ def test_a_root_may_have_a_part_that_is_called_studies(
 
 @pytest.mark.parametrize(("study", "series"), [
     ("1/../../x", "3.4"), ("1.2", "3.4?x=y"), ("1.2", "3.4#"), ("1.2", "3.4 "), ("1.2", ""), (None, "3/4"),
-    ("1" * 65, "3"),
+    ("1" * 129, "3"), ("..", "3"),
 ])  # fmt: skip
 def test_what_is_no_uid_is_not_asked_for(server: DICOMwebServer, study: str | None, series: str) -> None:
     with pytest.raises(SlideNotFoundError, match="no UID"):
@@ -112,6 +116,7 @@ ECHOES = {
     "text": "Cannot GET {path} with {headers}",
     "page": "<html><body><pre>Cannot GET {path}</pre><p>{headers}</p></body></html>",
     "JSON": '{{"error": {{"message": "Cannot GET {path} with {headers}"}}}}',
+    "other JSON": '{{"odd": "Cannot GET {path} with {headers}"}}',
 }
 
 
@@ -137,6 +142,51 @@ def test_what_a_service_repeats_of_secrets_is_not_shown(
     with pytest.raises(WsiWebError) as caught:
         Slide.open(url, **given, session=session, options=ReadOptions(max_attempts=1)).read_region(0, 0, 0, 50, 50)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_in_an_answer_is_not_shown(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Nor what pages make of special characters; UIDs, which tell what was asked for, are."""
+    odd = f'{SECRET}/"&<key'
+    body = f"alice with {SECRET}-word; {html.escape(odd)}; {json.dumps({'key': odd})}; {truth.series_uid}"
+    server.fault = lambda request: Fault(status=404, body=body.encode())
+    with pytest.raises(SlideNotFoundError) as caught:
+        Slide.open(
+            f"{server.url}?uid={truth.series_uid}", study_uid=truth.study_uid, series_uid=truth.series_uid,
+            auth=("alice", f"{SECRET}-word"), headers={"X-Api-Key": odd},
+        )  # fmt: skip
+    assert SECRET not in str(caught.value)
+    assert f"{truth.series_uid})" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("fault", [{"reset_after_bytes": 3}, {"hang_up_after_bytes": 3}, {"stall_after_bytes": 3}])
+def test_a_refusal_that_breaks_off_is_one(
+    server: DICOMwebServer, truth: SyntheticSlide, status: int, fault: dict[str, int]
+) -> None:
+    server.fault = lambda request: Fault(status=status, body=b"no such thing" * 9, **fault)  # type: ignore[arg-type]
+    with pytest.raises(AuthenticationError if status == 401 else SlideNotFoundError):
+        Slide.open(server.series_url(truth.study_uid, truth.series_uid), options=ReadOptions(timeout_seconds=0.3))
+    assert server.count() == 1
+
+
+@pytest.mark.parametrize("way", ["proxy", "redirect"])
+def test_an_interim_answer_on_the_way(server: DICOMwebServer, truth: SyntheticSlide, way: str) -> None:
+    """As directly: it is not the answer, nor is the answer that of the next request."""
+    interim = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    options = ReadOptions(tile_cache_bytes=0, frame_cache_bytes=0, max_connections=1)
+    with DICOMwebServer(truth.folder) as other:
+        other.fault = lambda request: Fault(interim=interim, latency_seconds=0.02, locations=False)
+        session = requests.Session()
+        if way == "proxy":
+            session.proxies = {"http": other.host}
+        else:
+            server.fault = lambda request: Fault(status=307, headers={"Location": other.host + request.path})
+        with open_slide(server, truth, session=session, options=options) as slide:
+            for column in range(4):
+                place = (64 * column, 0, 64, 48)
+                np.testing.assert_array_equal(slide.read_region(0, *place), truth.truth(0, *place))
+        assert other.count("frames") == 4
+    assert (server.count() == 0) == (way == "proxy")
 
 
 def test_a_service_that_is_gone_shows_no_secret(server: DICOMwebServer, truth: SyntheticSlide) -> None:

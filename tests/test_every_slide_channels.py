@@ -124,6 +124,17 @@ def test_paths_are_in_the_order_of_their_sequence(
     assert_image(opened, 0, np.stack([images[path, 0.0] for path in expected], axis=-1), optical_path="all")
 
 
+def test_the_order_is_that_of_the_finest_level(tmp_path: Path, open_slide: Opener) -> None:
+    slide = new_slide(tmp_path)
+    for size, order in zip(SIZES, (("B", "A"), ("A", "B")), strict=True):
+        keys = [(path, 0.0) for path in order]
+        ds = blank(slide, size, content="mono8", keys=keys, mpp=(0.5 * SIZE[0] / size[0], 0.5 * SIZE[1] / size[1]))
+        add_level(slide, ds, images_for(keys, size, "mono8"), name=order[0])
+    opened = open_slide(slide)
+    assert opened.optical_paths == ("B", "A")
+    assert_image(opened, 0, slide.levels[0].pixels["B", 0.0])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("identifiers", [("DAPI", "FITC"), ("1", "1")])
 def test_a_series_for_each_channel(

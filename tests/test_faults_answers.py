@@ -174,18 +174,34 @@ def test_lasting(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> No
     Fault(reset_after_bytes=0), Fault(hang_up_after_bytes=100), Fault(stall_after_bytes=100),
     Fault(locations=False, drop_parts=1), Fault(locations=False, drop_parts=1, label=206),
 ], ids=["reset", "hung up", "silence", "fewer parts", "fewer parts, 206"])  # fmt: skip
-def test_one_frame_that_spoils_the_answer(server: DICOMwebServer, truth: SyntheticSlide, fault: Fault) -> None:
+@pytest.mark.parametrize("poison", [7, 64])
+def test_one_frame_that_spoils_the_answer(
+    server: DICOMwebServer, truth: SyntheticSlide, fault: Fault, poison: int
+) -> None:
     """It costs itself and a few that were asked for with it, and not all of a long list."""
-    server.fault = lambda request: fault if 7 in request.frame_numbers else Fault(locations=False)
+    server.fault = lambda request: fault if poison in request.frame_numbers else Fault(locations=False)
     options = ReadOptions(max_connections=1, frames_per_request=66, max_attempts=5, timeout_seconds=0.3)
     with open_slide(server, truth, options=options) as slide:
         batches = slide.patches((64, 48), level=0).batches(16, on_error="skip")
         read = {index for batch in batches for index in batch.index.tolist()}
         skipped = {patch.index for patch in batches.skipped}
-    lost = {index for index in range(110) if index // 10 * 11 + index % 10 + 1 == 7}
+    lost = {index for index in range(110) if index // 10 * 11 + index % 10 + 1 == poison}
     assert lost <= skipped
     assert len(skipped) <= 8
     assert read | skipped == set(range(110))
+
+
+def test_a_service_that_breaks_off_everything_is_not_asked_for_ever(
+    server: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    """Of 132 frames in three lists, each is asked for once more after the first of them were blamed."""
+    server.fault = every(Fault(reset_after_bytes=0))
+    options = ReadOptions(max_connections=1, frames_per_request=44, max_attempts=5)
+    with open_slide(server, truth, options=options) as slide:
+        batches = slide.patches((64, 48), level=0).batches(16, on_error="skip")
+        assert [batch for batch in batches if len(batch.images)] == []
+        assert len(batches.skipped) == 110
+    assert server.count("frames") <= 3 * 2 * 5 + 5
 
 
 def test_a_service_that_sends_a_few_of_each_list(server: DICOMwebServer, truth: SyntheticSlide) -> None:

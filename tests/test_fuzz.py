@@ -211,7 +211,6 @@ class FakeService:
 
     reached = True
     base_url = wado_url = qido_url = "http://host/dicomWeb"
-    quote = staticmethod(readable_error)
 
     def __init__(self, body: bytes) -> None:
         self.body = body

@@ -95,6 +95,10 @@ def test_fewer_threads_than_allowed_do_the_work(monkeypatch: pytest.MonkeyPatch)
     threads.add_spare(free.set)
     free.set()
     assert list(results) == [str(n) for n in range(9)]
+    with monkeypatch.context() as patch:  # and when the system allows more again, there are as many as before
+        patch.setattr(threading.Thread, "start", started)
+        together = threading.Barrier(4, timeout=PATIENCE_SECONDS)
+        list(threads.map(lambda _: together.wait(), range(4)))
     threads.close()
     none = Workers(4, "test")
     none.add_spare(free.set)
@@ -204,9 +208,9 @@ def test_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Workers(3, "test")
     list(threads.map(str, range(10)))
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (threads._at_work or threads._loops) and time.monotonic() < deadline:
+    while threads._running and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert (threads._at_work, threads._waiting, threads._loops) == (0, [], set())
+    assert (threads._waiting, threads._running) == ([], set())
 
 
 def test_an_interpreter_exits_whose_threads_wait() -> None:

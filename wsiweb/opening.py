@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from wsiweb.sources.disk import DiskCache
 
 logger = logging.getLogger("wsiweb")
-_UID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_UID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 """Or what some take for one; nothing in it means something in a URL."""
+_WITHIN = re.compile(
+    rf"(.*)/studies/({_UID.pattern})(?:/series/({_UID.pattern})(?:/.*)?|/(?:metadata|instances).*|/series)?/*", re.ASCII
+)
+"""What a URL names below the root of a service, which may have a part called studies, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,14 +230,10 @@ def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None,
         user_password = unquote(parts.username), unquote(parts.password or "")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = f"{host}:{port}" if port else host
-    root, _, rest = parts.path.rpartition("/studies/")  # a root may have a part of that name, too
-    if rest and not rest[0].isdigit():
-        root, rest = parts.path, ""
-    names = rest.strip("/").split("/")
-    study = names[0] or None
-    series = (names[2],) if len(names) > 2 and names[1] == "series" else ()
+    named = _WITHIN.fullmatch(parts.path)
+    root, study, series = named.groups() if named else (parts.path, None, None)
     base_url = urlunsplit((parts.scheme.lower(), netloc, root.rstrip("/"), "", ""))
-    return base_url, user_password, study, series
+    return base_url, user_password, study, () if series is None else (series,)
 
 
 def _client_source(

@@ -255,21 +255,21 @@ def _conflict(images: list[Image]) -> bool:
 
 def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | None) -> Pyramid:
     by_size: defaultdict[tuple[int, int], list[Image]] = defaultdict(list)
-    ranks: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)
     for image in sorted(images, key=lambda image: _path_order(image, 0, series)):
         by_size[image.size].append(image)
-        for (path, _), channel in image.channels.items():
-            ranks[path].append(_path_order(image, channel.path_position, series))
     sizes = sorted(by_size, key=lambda size: (-size[0] * size[1], -size[0]))
     base = by_size[sizes[0]][0].lead
     levels: list[Level] = []
     channels: dict[tuple[int, str, float], Channel] = {}
+    ranks: dict[str, tuple[int, tuple[object, ...]]] = {}
     for index, size in enumerate(sizes):
         group = by_size[size]
         base_mpp = levels[0].mpp if levels else mpp or _base_mpp(images, base)
         levels.append(_level(group, index, base, base_mpp, mpp))
         for image in group:
             for (path, plane), channel in image.channels.items():
+                rank = index, _path_order(image, channel.path_position, series)
+                ranks[path] = min(ranks.get(path, rank), rank)  # as the finest level has it
                 key = index, path, plane
                 before = channels.get(key, replace(channel, tiles=()))
                 channels[key] = replace(
@@ -284,7 +284,7 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
         lead_uid=base.address.instance_uid,
         extended_depth_of_field=base.extended_depth_of_field,
         levels=tuple(levels),
-        optical_paths=tuple(sorted(ranks, key=lambda path: min(ranks[path]))),
+        optical_paths=tuple(sorted(ranks, key=lambda path: ranks[path][1])),
         focal_planes=tuple(sorted({plane for _, _, plane in channels})),
         channels=channels,
     )

@@ -83,6 +83,8 @@ class Task:
     """By which what was wanted first is fetched and decoded first."""
     again: bool = False
     """Whether its frame has come once, and was no good."""
+    spared: bool = False
+    """Whether a request that asked for it has failed once, for others."""
 
 
 class Reader:
@@ -284,7 +286,7 @@ class Reader:
             self._let_fetch(self.advise(1))  # by what has been seen since
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             if not errand.cancellation.cancelled:
-                self._fail(batch, left, error)
+                self._fail(batch, left, error, progress=len(left) < len(tasks))
                 left.clear()
         finally:
             guesses.close()
@@ -300,16 +302,23 @@ class Reader:
         self._submit_lots(self._conclude, done, _DECODED_A_LOT)  # not here: the next request would wait for it
         self._submit_lots(self._decode, rest, lot_frames)
 
-    def _fail(self, batch: Batch, left: dict[int, Task], error: Exception) -> None:
-        """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them."""
+    def _fail(self, batch: Batch, left: dict[int, Task], error: Exception, *, progress: bool) -> None:
+        """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them.
+
+        Once: if none of those comes either, it is not about single frames.
+        """
         named = error.frame_numbers if isinstance(error, SourceError) else ()
         blamed = left.keys() & set(named) or set(left)
+        if not progress and all(task.spared for task in left.values()):
+            blamed = set(left)
         for number in blamed:
             self.tiles.fail(left[number].key, error)
         others = [task for number, task in left.items() if number not in blamed]
         if others and others[0].errand.single:  # the region has failed; somebody else may want them
             self.abandon(task.key for task in others)
         elif others:
+            for task in others:
+                task.spared = True
             self._submit_fetch(Batch(batch.instance_index, tuple(task.key[1] for task in others)), others)
 
     def _decode(self, lot: list[Arrived]) -> None:

@@ -86,7 +86,7 @@ class Slide:
         token
             A bearer token, or a callable that returns one and is called again when the service says 401.
         headers, session, verify, cert
-            As ``requests`` takes them.
+            As ``requests`` takes them; of the session, headers and cookies are those that it has now.
         qido_url_prefix, wado_url_prefix
             Path below the service's root, where it differs for searching and retrieving.
         pyramid
@@ -481,11 +481,8 @@ class Slide:
         index = level.index if isinstance(level, Level) else integer(level, "level")
         if not 0 <= index < len(levels):
             raise RegionError(f"There is no level {index}; this slide has levels 0 to {len(levels) - 1}.")
-        if isinstance(level, SlideLevel):
-            mine = level.slide._identity == self._identity  # noqa: SLF001
-        else:
-            mine = level is levels[index] or not isinstance(level, Level)
-        if not mine:
+        own = level.slide._identity == self._identity if isinstance(level, SlideLevel) else level is levels[index]  # noqa: SLF001
+        if isinstance(level, Level) and not own:
             raise RegionError(
                 "This is a level of another slide, or of a pyramid that is not open (Slide.open(pyramid=))."
             )

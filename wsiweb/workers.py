@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import functools
 import heapq
 import itertools
 import queue
 import threading
+import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -20,27 +20,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LINGER_SECONDS = 0.05
-"""That a thread waits for its next job, before it must be taken from the pool anew. An interpreter that exits meanwhile
-waits as long."""
+"""That a thread waits for its next job, before it ends. An interpreter that exits meanwhile waits as long."""
 
 
 class Workers:
     """Threads that take jobs off one list.
 
-    A thread pool alone would wake a thread, and lock a future, for each job; a frame is too little for that. A
-    thread that has run out of jobs therefore waits for a moment before it goes back to the pool.
+    A thread pool would wake a thread, and lock a future, for each job; a frame is too little for that. Threads are
+    started on demand, and one that has run out of jobs ends after a moment.
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, name)  # starts its threads on demand
+        self._name, self._numbers = name, itertools.count()
         self._threads = self._allowed = threads
         self._lock = threading.Lock()
         self._jobs: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._spare: deque[Callable[[], None]] = deque()
-        self._loops: set[Future[None]] = set()
+        self._running: set[threading.Thread] = set()  # those that wait included
         self._waiting: list[queue.SimpleQueue[None]] = []  # the bells of threads that wait for a job
-        self._at_work = 0  # threads that wait included
         self._closed = False
 
     def add(self, job: Callable[[], None], rank: int = 0) -> None:
@@ -97,11 +95,12 @@ class Workers:
         """Let the jobs that are there be done, and wait for that; not longer than so many seconds."""
         with self._lock:
             self._closed = True
-            loops = list(self._loops)
+            running = self._running - {threading.current_thread()}
             bells, self._waiting = self._waiting, []
         _ring(bells)
-        self._pool.shutdown(wait=False)
-        concurrent.futures.wait(loops, timeout=seconds)
+        until = None if seconds is None else time.monotonic() + seconds
+        for thread in running:
+            thread.join(None if until is None else max(until - time.monotonic(), 0))
 
     def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
         """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock.
@@ -112,16 +111,15 @@ class Workers:
             There is no thread, and none can be started: the interpreter is ending, or the system allows no more.
         """
         bells = [self._waiting.pop() for _ in range(min(jobs, len(self._waiting)))]
-        for _ in range(min(jobs - len(bells), self._allowed - self._at_work)):
+        for _ in range(min(jobs - len(bells), self._allowed - len(self._running))):
+            thread = threading.Thread(target=self._work, name=f"{self._name}_{next(self._numbers)}")
             try:
-                loop = self._pool.submit(self._work)
+                thread.start()
             except RuntimeError:
-                if self._at_work:  # those that there are do the work
+                if self._running:  # those that there are do the work
                     break
                 raise
-            self._loops.add(loop)
-            loop.add_done_callback(self._loops.discard)
-            self._at_work += 1
+            self._running.add(thread)
         return bells
 
     def _work(self) -> None:
@@ -132,15 +130,15 @@ class Workers:
         """Return a job, or None where a thread may go."""
         while True:
             with self._lock:
-                if self._at_work - len(self._waiting) > self._allowed:  # the others will take what there is to do
-                    self._at_work -= 1
+                if len(self._running) - len(self._waiting) > self._allowed:  # the others will take what there is to do
+                    self._running.discard(threading.current_thread())
                     return None
                 if self._jobs:
                     return heapq.heappop(self._jobs)[2]
                 if self._spare and not self._closed:
                     return self._spare.popleft()
                 if self._closed:
-                    self._at_work -= 1
+                    self._running.discard(threading.current_thread())
                     return None
                 bell: queue.SimpleQueue[None] = queue.SimpleQueue()
                 self._waiting.append(bell)
@@ -150,7 +148,7 @@ class Workers:
                 with self._lock:
                     if bell in self._waiting:  # else it is about to ring
                         self._waiting.remove(bell)
-                        self._at_work -= 1
+                        self._running.discard(threading.current_thread())
                         return None
 
 

@@ -159,7 +159,7 @@ def search(service: WatchedService, url: str, parameters: dict[str, str]) -> Fou
             status = answer.status
             if status != 204:
                 must_succeed(answer)
-            body = answer.read(_MAX_JSON_BYTES)
+            body, quote = answer.read(_MAX_JSON_BYTES), answer.quote
     except RefusedError as error:
         said = f" ({error.said:.200})" if error.said else ""
         return Found(error.status, service.exchanges[-1].seconds, problem=f"{error.status}{said}")
@@ -171,7 +171,7 @@ def search(service: WatchedService, url: str, parameters: dict[str, str]) -> Fou
     try:
         items = loads(body)
     except ValueError:
-        return Found(status, seconds, problem=f"no DICOM JSON, but {service.quote(body)!r:.120}")
+        return Found(status, seconds, problem=f"no DICOM JSON, but {quote(body)!r:.120}")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return Found(status, seconds, problem="no list of datasets")
     return Found(status, seconds, tuple(items))

@@ -6,8 +6,11 @@ exception of requests and urllib3. What is not: which status deserves another tr
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import html
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ import urllib3
 
 from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
-from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_session
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_adapters, own_session
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -35,8 +38,9 @@ _MAX_ERROR_BYTES = 65_536
 _MAX_ERROR_TEXT_BYTES = 16_384
 _MAX_ERROR_SECONDS = 2.0
 _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
-_SCHEMES = frozenset({"Bearer", "Basic", "Digest"})
-_SHORTEST_SECRET = 4
+_NUMBERS = re.compile(r"[\d.]*")
+"""And UIDs, which a message has to show."""
+_SHORTEST_SECRET = 6
 """Shorter ones are in every text."""
 
 
@@ -57,6 +61,7 @@ def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
                 parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
                 text = " ".join(part for part in parts if isinstance(part, str) and part) or text
     text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", " ", text)
+    text = html.unescape(text)
     for secret in secrets:
         text = text.replace(secret, "***")
     return " ".join(text.split())[:500]
@@ -75,7 +80,7 @@ class Answer:
     chunks: Iterator[bytes]
     """The body, content encoding undone, as it arrives."""
     quote: Callable[[bytes], str] = readable_error
-    """Returns what an error's body says, for a message; see ``Service.quote``."""
+    """Returns what an error's body says, without what was sent in confidence: some services repeat that."""
 
     def read(self, limit_bytes: int, *, deadline: float | None = None) -> bytes:
         """Return the whole body.
@@ -103,7 +108,7 @@ class Answer:
         """Return what the body of a refusal says, for a message; never raises."""
         text = bytearray()
         until = time.monotonic() + _MAX_ERROR_SECONDS
-        with contextlib.suppress(WsiWebError):
+        with contextlib.suppress(WsiWebError, urllib3.exceptions.HTTPError, requests.RequestException, OSError):
             for chunk in self.chunks:
                 text += chunk
                 if len(text) > _MAX_ERROR_BYTES or time.monotonic() > until:
@@ -144,11 +149,11 @@ class Service:
         self.wado_url = _below(self.base_url, wado_url_prefix)
         self.stats = ReadStats()
         self.reached = False
-        self._last_request: requests.PreparedRequest | None = None
         self._state = {
             "base_url": base_url, "session": session, "qido_url_prefix": qido_url_prefix,
             "wado_url_prefix": wado_url_prefix, "connections": connections, "timeout_seconds": timeout_seconds,
         }  # fmt: skip
+        self._connections = connections
         self._timeout_seconds = timeout_seconds
         self._way = session.verify, session.proxies, session.trust_env  # as it is now, whatever its owner does later
         self._session = own_session(session, self.base_url, connections)
@@ -195,7 +200,6 @@ class Service:
                 finally:
                     forget()
             self.reached = True
-            self._last_request = response.request
             with contextlib.ExitStack() as stack:
                 stack.callback(response.close)
                 if cancellation is not None:
@@ -206,15 +210,8 @@ class Service:
                     headers={name.lower(): value for name, value in response.headers.items()},
                     url=without_secrets(response.url),
                     chunks=self._chunks(response),
-                    quote=functools.partial(self.quote, request=response.request),
+                    quote=functools.partial(_quoted, response.request),
                 )
-
-    def quote(self, body: bytes, request: requests.PreparedRequest | None = None) -> str:
-        """Return what the body of an error says, without what was sent in confidence: some services repeat that.
-
-        ``request`` is the one that it answers; None stands for the last one that was answered.
-        """
-        return readable_error(body, _secrets_of(request or self._last_request))
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         encoded = "Content-Encoding" in response.headers  # urllib3 copies what it might have to decode
@@ -282,6 +279,7 @@ class Service:
         session.auth = NoCredentials()
         session.headers["User-Agent"] = self._session.headers.get("User-Agent", "")
         session.verify, session.proxies, session.trust_env = self._way
+        session.adapters = own_adapters(session, self._connections)
         return session
 
     def _get(
@@ -318,19 +316,28 @@ class Service:
             session.close()
 
 
-def _secrets_of(request: requests.PreparedRequest | None) -> list[str]:
+def _quoted(request: requests.PreparedRequest, body: bytes) -> str:
+    return readable_error(body, _secrets_of(request))
+
+
+def _secrets_of(request: requests.PreparedRequest) -> list[str]:
     """Return what of a request is nobody else's business: what its headers and its query say; the longest first."""
-    if request is None:
-        return []
-    found = {value for _, value in parse_qsl(urlsplit(request.url or "").query)}
-    found.update(percent_encoded(value) for value in list(found))
+    found = {value for _, value in parse_qsl(urlsplit(request.url or "").query) if not _NUMBERS.fullmatch(value)}
     headers: Any = request.headers  # of which requests takes bytes, too
     for name, value in headers.items():
         if name.lower() not in _PLAIN_HEADERS:
             text = value.decode("latin-1") if isinstance(value, bytes) else value
-            found.update(re.split(r"[\s;,=]+", text))
             found.add(text)
-    return sorted((text for text in found if len(text) >= _SHORTEST_SECRET and text not in _SCHEMES), key=len)[::-1]
+            if name.lower() in ("authorization", "cookie"):
+                found.update(re.split(r"[\s;,=]+", text))
+            if text.startswith("Basic "):
+                with contextlib.suppress(ValueError):
+                    found.update(base64.b64decode(text[6:]).decode("latin-1").split(":", 1))
+    found = {text for text in found if len(text) >= _SHORTEST_SECRET and text != "Bearer"}
+    for text in list(found):
+        in_json = json.dumps(text)[1:-1]
+        found |= {percent_encoded(text), percent_encoded(text, safe=""), in_json, in_json.replace("/", "\\/")}
+    return sorted(found, key=len, reverse=True)
 
 
 def _below(root: str, prefix: str | None) -> str:

@@ -87,6 +87,7 @@ class FrameRetrieval:
         self._refused: list[str] = []
         self._doubted: int | None = None  # frames in the smallest list that was refused, for its length perhaps
         self._patience: Patience | None = None
+        self._narrowed = False
 
     def run(self) -> Iterator[Frames]:
         """Yield each frame once, as they arrive; ends early only when cancelled."""
@@ -104,9 +105,16 @@ class FrameRetrieval:
                     return
                 self._react(error, numbers, tuple(missing), accept)
             else:
-                self._patience = None
+                self._succeeded()
         if self._doubted is not None and not self._stopped():
             self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
+
+    def _succeeded(self) -> None:
+        """Begin anew with patience; what is left of a list that broke off twice is divided at once if it does again."""
+        if self._patience is not None and self._narrowed:
+            self._patience.failures = _FAILURES_OF_A_LIST
+        else:
+            self._patience = None
 
     def _stopped(self) -> bool:
         return self._cancellation.cancelled
@@ -189,8 +197,9 @@ class FrameRetrieval:
             raise_named(error, self._what(left), left)
         if not self._cancellation.sleep(self._patience.seconds_after(error)):
             # With the attempts that are left: which of them is it?
-            narrowed = len(left) > 1 and self._patience.failures >= _FAILURES_OF_A_LIST and _broke_off(error)
-            self._again(*_halves(left) if narrowed else (left,))
+            narrow = len(left) > 1 and self._patience.failures >= _FAILURES_OF_A_LIST and _broke_off(error)
+            self._narrowed = self._narrowed or narrow
+            self._again(*_halves(left) if narrow else (left,))
 
     def _again(self, *lists: Numbers) -> None:
         self._service.stats.add(retries=1)

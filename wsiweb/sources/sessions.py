@@ -117,9 +117,7 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
                 own.verify = found["verify"]
         own.auth = own.auth or requests.utils.get_netrc_auth(url)
         own.trust_env = False
-    own.adapters = OrderedDict(
-        (prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items()
-    )
+    own.adapters = own_adapters(session, connections)
     if str(own.headers.get("User-Agent", "")).startswith("python-requests/"):
         from wsiweb import __version__  # noqa: PLC0415
 
@@ -142,6 +140,11 @@ def _environment_says(url: str) -> bool:
     return any(name.lower().endswith("_proxy") for name in os.environ)
 
 
+def own_adapters(session: requests.Session, connections: int) -> OrderedDict[str, Any]:
+    """Return adapters like those of a session, with so many connections, whose waits for an answer are bound."""
+    return OrderedDict((prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items())
+
+
 def _own_adapter(adapter: Any, connections: int) -> Any:
     if not isinstance(adapter, HTTPAdapter):
         return adapter
@@ -151,9 +154,17 @@ def _own_adapter(adapter: Any, connections: int) -> Any:
     # init_poolmanager is what subclasses override to bring their own TLS context.
     own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
     own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
-    classes = getattr(own.poolmanager, "pool_classes_by_scheme", {})
-    own.poolmanager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
+    _bind(own.poolmanager)
+    proxy_manager_for = own.proxy_manager_for
+    vars(own)["proxy_manager_for"] = lambda *args, **kwargs: _bind(proxy_manager_for(*args, **kwargs))
     return own
+
+
+def _bind(manager: Any) -> Any:
+    """Have all connections of a manager of pools bind the wait for an answer."""
+    classes = getattr(manager, "pool_classes_by_scheme", {})
+    manager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
+    return manager
 
 
 class _BoundedResponse(http.client.HTTPResponse):
@@ -232,7 +243,9 @@ class _StoppableConnection:
 
 @functools.cache  # to make a class takes longer than to make a connection
 def _bounded(pool: Any) -> Any:
-    """Return a class of connection pools, as this one, whose connections bound the wait for an answer."""
+    """Return a class of connection pools, as this one, whose connections bind the wait for an answer."""
+    if issubclass(pool.ConnectionCls, _StoppableConnection):
+        return pool
     bases = _StoppableConnection, pool.ConnectionCls
     connection = type(pool.ConnectionCls.__name__, bases, {"response_class": _BoundedResponse})
     return type(pool.__name__, (pool,), {"ConnectionCls": connection})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from wsiweb.dicomjson import Attributes
@@ -25,7 +25,7 @@ from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, rai
 from wsiweb.sources.services import UNKNOWN, recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.options import ReadOptions
     from wsiweb.sources.base import Advice, FrameBatch, Frames, JsonDataset, Preview
@@ -38,6 +38,16 @@ MAX_BULK_BYTES = 64 << 20
 _DICOM_JSON = "application/dicom+json"
 _BULK_MULTIPART = 'multipart/related; type="application/octet-stream"'  # all that Orthanc 1.7 gives
 _BULK_SINGLE_PART = "application/octet-stream; transfer-syntax=*"  # all that Google gives
+
+
+class _Got(NamedTuple):
+    """A whole answer."""
+
+    headers: dict[str, str]
+    """By lower-case name."""
+    body: bytes
+    quote: Callable[[bytes], str]
+    """See ``http.Answer``."""
 
 
 class WebSource:
@@ -95,10 +105,10 @@ class WebSource:
         for series_uid in self._series_uids:
             url = f"{self.service.wado_url}/studies/{self._study_uid}/series/{series_uid}"
             what = f"The series {series_uid} of study {self._study_uid}"
-            headers, body = self._get(f"{url}/metadata", _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES)
-            known = self._kind if self._kind is not UNKNOWN else recognise(self.service.base_url, headers, body)
+            got = self._get(f"{url}/metadata", _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES)
+            known = self._kind if self._kind is not UNKNOWN else recognise(self.service.base_url, got.headers, got.body)
             self._set_out(known)
-            found = self._parsed(f"{url}/metadata", body)
+            found = _parsed(f"{url}/metadata", got)
             if not found:
                 raise SlideNotFoundError(f"{without_secrets(url)} has no instances.")
             datasets += [self._whole(dataset, url) for dataset in found]
@@ -144,22 +154,22 @@ class WebSource:
         url = self._bulk_url(uri)
         what = "A bulk data value"
         try:
-            headers, body = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
+            got = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
         except SlideNotFoundError as error:
             raise SourceError(f"{what} is not there: {error}", url=without_secrets(url), status=404) from error
         except SourceError as error:
             if error.status not in (400, 406, 415):
                 raise
-            headers, body = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
-        media_type, parameters = parse_content_type(headers.get("content-type", ""))
+            got = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
+        media_type, parameters = parse_content_type(got.headers.get("content-type", ""))
         if media_type == "text/html" or media_type.endswith("json"):
             where = without_secrets(url)
-            said = self.service.quote(body)
+            said = got.quote(got.body)
             raise ProtocolError(f"{where} did not answer with a bulk data value but with {said!r:.200}.", url=where)
         if not media_type.startswith("multipart/"):
-            return body
+            return got.body
         parser = MultipartParser(parameters.get("boundary"))
-        part = next(itertools.chain(parser.feed(body), parser.close()), None)
+        part = next(itertools.chain(parser.feed(got.body), parser.close()), None)
         if part is None:
             where = without_secrets(url)
             raise ProtocolError(f"{where} sent a multipart answer without a whole part.", url=where)
@@ -191,31 +201,13 @@ class WebSource:
         raise SourceError(f"The metadata refer to bulk data at {where}, {reason}; it is not fetched.", url=where)
 
     def _json(self, url: str, *, what: str, parameters: dict[str, str] | None = None) -> list[JsonDataset]:
-        _, body = self._get(url, _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES, parameters=parameters)
-        return self._parsed(url, body)
-
-    def _parsed(self, url: str, body: bytes) -> list[JsonDataset]:
-        where = without_secrets(url)
-        if not body.strip():
-            return []
-        try:
-            found = loads(body)
-        except ValueError as error:
-            said = self.service.quote(body)
-            raise ProtocolError(
-                f"{where} did not answer with DICOM JSON ({error}) but with {said!r:.200}. Is it the root of a "
-                f"DICOMweb service?",
-                url=where,
-            ) from error
-        found = [found] if isinstance(found, dict) else found
-        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise ProtocolError(f"{where} did not answer with a list of datasets.", url=where)
-        return found
+        got = self._get(url, _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES, parameters=parameters)
+        return _parsed(url, got)
 
     def _get(
         self, url: str, accept: str, *, what: str, limit_bytes: int, parameters: dict[str, str] | None = None
-    ) -> tuple[dict[str, str], bytes]:
-        """Return headers (by lower-case name) and whole body, however many attempts it takes."""
+    ) -> _Got:
+        """Return a whole answer, however many attempts it takes."""
         patience = Patience(what, self._options.max_attempts, self._gate)
         deadline = time.monotonic() + self._options.deadline_seconds
         idle = Cancellation()
@@ -227,9 +219,9 @@ class WebSource:
                 with self.service.get(url, accept, parameters=parameters, deadline=deadline) as answer:
                     self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204:
-                        return {}, b""
+                        return _Got({}, b"", answer.quote)
                     check_status(answer, what, advice=self._kind.advice)
-                    return answer.headers, answer.read(limit_bytes, deadline=deadline)
+                    return _Got(answer.headers, answer.read(limit_bytes, deadline=deadline), answer.quote)
             except (RefusedError, SourceError) as caught:
                 if not worth_repeating(caught, reached=self.service.reached):
                     raise_named(caught, what)
@@ -265,3 +257,22 @@ class WebSource:
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are best asked for, by what the service has shown so far."""
         return self._pace.advise(frames)
+
+
+def _parsed(url: str, got: _Got) -> list[JsonDataset]:
+    where = without_secrets(url)
+    if not got.body.strip():
+        return []
+    try:
+        found = loads(got.body)
+    except ValueError as error:
+        said = got.quote(got.body)
+        raise ProtocolError(
+            f"{where} did not answer with DICOM JSON ({error}) but with {said!r:.200}. Is it the root of a "
+            f"DICOMweb service?",
+            url=where,
+        ) from error
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise ProtocolError(f"{where} did not answer with a list of datasets.", url=where)
+    return found
