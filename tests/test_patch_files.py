@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.encaps import generate_frames
 from typer.testing import CliRunner
 
-from wsiweb import Slide
+from wsiweb import Slide, WsiWebError
 from wsiweb.cli import app
 
 if TYPE_CHECKING:
@@ -71,6 +71,16 @@ def test_shards_keep_the_bytes_of_frames(synthetic: SlideMaker, tmp_path: Path) 
     done = RUNNER.invoke(app, [*command, "--json"])
     assert json.loads(done.stdout)["written"] == 1
     assert shards[1].stat().st_mtime_ns == before
+
+
+def test_images_that_nothing_tells_of_are_not_added_to(synthetic: SlideMaker, tmp_path: Path) -> None:
+    """They may be of another slide: the folder was moved, or copied."""
+    command = ["patches", str(synthetic("rgb").folder), "--size", "50", "--mask", "none", "--format", "png", "-o"]
+    assert RUNNER.invoke(app, [*command, str(tmp_path / "a")]).exit_code == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    refused = RUNNER.invoke(app, [*command, str(tmp_path / "b")])
+    assert isinstance(refused.exception, WsiWebError)
+    assert "nothing tells" in str(refused.exception)
 
 
 @pytest.mark.parametrize("stride", ["64", "32"])

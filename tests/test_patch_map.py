@@ -160,6 +160,33 @@ def test_an_old_journal_does_not_speak_for_a_new_file(
     assert content(out) == content(whole)
 
 
+def test_what_is_not_known_to_be_of_the_plan_is_not_replaced(slide: Slide, tmp_path: Path, kind: str) -> None:
+    """Unless that is asked for."""
+    patches, out = slide.patches(100, level=1), tmp_path / f"out.{kind}"
+    patches.map(means, tmp_path / f"mine.{kind}").shape  # noqa: B018
+    (tmp_path / f"mine.{kind}").rename(out)
+    if kind == "zarr":
+        (out / "labels.csv").write_text("1")
+    before = content(out)
+    with pytest.raises(WsiWebError, match="resume=False"):
+        patches.map(means, out)
+    assert content(out) == before
+    patches.map(means, out, resume=False)
+    assert len(stored(out)) == len(patches)
+
+
+def test_neither_a_folder_nor_a_file_takes_the_place_of_the_other(slide: Slide, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / f"out.{kind}"
+    if kind == "npy":
+        out.mkdir()
+    else:
+        out.write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(WsiWebError, match="not replaced"):
+            slide.patches(100, level=1).map(lambda _: pytest.fail("called"), out, resume=resume)
+    assert out.exists()
+
+
 def test_a_function_that_fails_at_once_leaves_nothing(slide: Slide, tmp_path: Path, kind: str) -> None:
     patches, out = slide.patches(100), tmp_path / f"out.{kind}"
     with pytest.raises(WsiWebError, match="returned"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,65 @@ def test_pyramids_of_a_series_are_told_apart(synthetic: SlideMaker, tmp_path: Pa
         tokenize = pytest.importorskip("dask.base").tokenize
         assert tokenize(plain.levels[0]) != tokenize(extended.levels[0])
         assert tokenize(plain.levels[0]) == tokenize(Slide.open(folder).levels[0])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+def test_a_plan_that_cannot_be_written_leaves_the_old_one(slide: Slide, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"plan{suffix}"
+    patches = slide.patches(50)
+    patches.save(path)
+    before = path.read_bytes()
+    for columns in ("wsiweb.patches.storage._columns", "wsiweb.patches.storage._description"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(columns, fail_with_a_full_disk)
+            with pytest.raises(WsiWebError, match="No space"):
+                patches.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    for place in (tmp_path, tmp_path / "none"):
+        with pytest.raises(WsiWebError):
+            patches.save((place / "plan").with_suffix(suffix) if place != tmp_path else folder_at(tmp_path, suffix))
+
+
+def fail_with_a_full_disk(_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def folder_at(place: Path, suffix: str) -> Path:
+    folder = place / f"folder{suffix}"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+def test_areas_are_kept_and_a_lost_mask_is_said(slide: Slide, tmp_path: Path, suffix: str) -> None:
+    """So that what is drawn at random is where the plan is."""
+    roi = [(0, 0, 200, 150), (400, 300, 100, 120)]
+    slide.patches(20, roi=roi).save(tmp_path / f"plan{suffix}")
+    drawn = load(tmp_path / f"plan{suffix}", slide).random(200, seed=1)
+    same = slide.patches(20, roi=roi).random(200, seed=1)
+    np.testing.assert_array_equal(np.stack([drawn.x, drawn.y]), np.stack([same.x, same.y]))
+    mask = np.zeros((53, 70), bool)
+    mask[:20] = True
+    slide.patches(20, mask=mask).save(tmp_path / f"masked{suffix}")
+    loaded = load(tmp_path / f"masked{suffix}", slide)
+    with pytest.raises(WsiWebError, match="mask"):
+        loaded.random(5, seed=1)
+    loaded.save(tmp_path / f"again{suffix}")
+    with pytest.raises(WsiWebError, match="mask"):
+        load(tmp_path / f"again{suffix}", slide).random(5, seed=1)
+
+
+def test_hdf5_of_a_virtual_level_says_what_of_a_level_to_read(slide: Slide, tmp_path: Path) -> None:
+    """As CLAM reads it: ``patch_size`` pixels of ``patch_level``."""
+    h5py = pytest.importorskip("h5py")
+    patches = slide.patches(40, mpp=1.3)
+    patches.save(tmp_path / "plan.h5")
+    with h5py.File(tmp_path / "plan.h5") as file:
+        told = dict(file["coords"].attrs)
+    assert (told["patch_level"], told["patch_size"], told["patch_size_level0"]) == (1, 52, 104)
+    loaded = load(tmp_path / "plan.h5", slide)
+    assert (loaded.size, loaded.mpp) == ((40, 40), patches.mpp)
 
 
 def test_coordinates_of_clam(slide: Slide, tmp_path: Path) -> None:

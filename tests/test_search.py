@@ -521,6 +521,32 @@ def test_the_command_lists_what_services_say_as_text(monkeypatch: pytest.MonkeyP
 # IDC --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [None, [], ()])
+def test_nothing_to_look_for(value: Any) -> None:
+    """It would find every slide, or none."""
+    with pytest.raises(SearchError, match="nothing to look for"):
+        wsiweb.search("http://127.0.0.1:1/rs", SeriesInstanceUID=value)
+
+
+@pytest.mark.parametrize("limit", ["3", 1.5, 0, -1])
+def test_a_limit_is_an_integer(limit: Any) -> None:
+    with pytest.raises(SearchError, match="limit"):
+        wsiweb.search("http://127.0.0.1:1/rs", limit=limit)
+
+
+def test_lists_of_any_kind() -> None:
+    uids_ = ["1.2", "1.3"]
+    wanted = Filter("SeriesInstanceUID", uids_).value
+    assert [Filter("SeriesInstanceUID", kind).value for kind in (iter(uids_), dict.fromkeys(uids_), tuple(uids_))] == [
+        wanted
+    ] * 3
+
+
+def test_a_keyword_is_given_once() -> None:
+    answered = CliRunner().invoke(app, ["search", "http://127.0.0.1:1/rs", "Modality=CT", "Modality=SM"])
+    assert answered.exit_code == 2
+
+
 def test_idc() -> None:
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({
@@ -533,6 +559,13 @@ def test_idc() -> None:
     assert uids(idc.find(table=table, collection="TCGA_*")) == ["2.1", "2.3"]
     assert uids(idc.find(table=table, stain="*eosin*", limit=2)) == ["2.1", "2.2"]
     assert uids(idc.find(table=table.assign(note=["[1] a", "1", None]), note="[1]*")) == ["2.1"]
+    for power in (20, 20.0, "20", table.ObjectiveLensPower[1]):
+        assert uids(idc.find(table=table, objective_power=power)) == ["2.2", "2.3"]
+    assert uids(idc.find(table=table, collection=["cptac_*", "none"])) == ["2.2"]
+    nothings: list[Any] = [None, []]
+    for nothing in nothings:
+        with pytest.raises(SearchError, match="nothing to look for"):
+            idc.find(table=table, organ=nothing)
     assert next(idc.find(table=table)).place == idc.PROXY
     with pytest.raises(SearchError, match="organ"):
         idc.find(table=table, organs="lung")

@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from wsiweb import icc as icc_profiles
 from wsiweb.cache import Keep
 from wsiweb.errors import RegionError, WsiWebError
@@ -54,7 +56,7 @@ def export_png(
     if len(channels) != 1:
         raise RegionError("A PNG shows one optical path; name it with optical_path=.")
     compression = DEFAULT_COMPRESSION if compression is None else compression
-    if isinstance(compression, bool) or not isinstance(compression, int) or not 1 <= compression <= 9:
+    if isinstance(compression, bool) or not isinstance(compression, (int, np.integer)) or not 1 <= compression <= 9:
         raise RegionError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
     check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
     channel = channels[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +102,9 @@ def search(
     SourceError
         The service fails; ``AuthenticationError`` where it refuses the credentials.
     """
-    if limit is not None and limit < 1:
-        raise SearchError(f"limit is at least 1, or None, not {limit}.")
+    most: Any = limit  # of a caller who heeds no types
+    if most is not None and (not isinstance(most, numbers.Integral) or most < 1):
+        raise SearchError(f"limit is an integer of at least 1, or None, not {limit!r}.")
     options = options or ReadOptions()
     given = {
         "auth": auth, "token": token, "headers": headers, "session": session, "verify": verify, "cert": cert,

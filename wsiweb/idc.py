@@ -44,8 +44,8 @@ def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **f
         A pandas DataFrame to search in place of IDC's index; of its rows, those of slide microscopy.
     filters
         ``collection``, ``patient_id``, ``organ``, ``stain``, ``objective_power``, ``study_uid``, ``series_uid``, or a
-        column of the index; without regard to case, ``*`` and ``?`` stand for anything. Of several stains one has to
-        match.
+        column of the index; without regard to case, ``*`` and ``?`` stand for anything. Of several stains, or values
+        that are asked for, one has to match.
 
     Raises
     ------
@@ -66,8 +66,12 @@ def find(*, limit: int | None = None, place: str = PROXY, table: Any = None, **f
         if columns[name] not in frame.columns:
             near = difflib.get_close_matches(name, [*_COLUMNS, *frame.columns], 3)
             raise SearchError(f"IDC's index has no column {name!r}. Did you mean {', '.join(near) or 'another'}?")
-        pattern = str(value).casefold().replace("[", "[[]")  # as text: there are no ranges of letters
-        frame = frame[[_matches(found, pattern) for found in frame[columns[name]]]]
+        wanted = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        texts = [f"{one:g}" if isinstance(one, float) else str(one) for one in wanted if one is not None]
+        patterns = [text.casefold().replace("[", "[[]") for text in texts]  # there are no ranges of letters
+        if not patterns:
+            raise SearchError(f"{name} is to be {value!r:.80}, which is nothing to look for.")
+        frame = frame[[any(_matches(found, pattern) for pattern in patterns) for found in frame[columns[name]]]]
     rows = frame if limit is None else frame.head(limit)
     return (_slide(row, place) for row in rows.to_dict("records"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,10 @@ class Filter:
             self.vr = dictionary_VR(tag)
         except KeyError:
             self.vr = "UN"
-        several = isinstance(value, (list, tuple, set, frozenset))
+        several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
         values = [_text(one) for one in (value if several else [value])]
+        if value is None or not values:
+            raise SearchError(f"{name} is to be {value!r:.80}, which is nothing to look for.")
         if self.vr == "UI":
             values = [uid.strip() for text in values for uid in re.split(r"[,\\]", text)]
         elif len(values) != 1:

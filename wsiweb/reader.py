@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsiweb.batch import Batch, batch_frames
 from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
 from wsiweb.codecs import FrameDecoder, TruncatedFrameError
-from wsiweb.errors import DecodeError, SourceError, UnsupportedError, WsiWebError
+from wsiweb.errors import DecodeError, ProtocolError, SourceError, SourceTimeoutError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import MODERATE_CONNECTIONS, Advice, Cancellation, EncodedFrame
@@ -305,11 +305,12 @@ class Reader:
     def _fail(self, batch: Batch, left: dict[int, Task], error: Exception, *, progress: bool) -> None:
         """Fail the frames that an error speaks of; a pass over many regions asks again for those that go with them.
 
-        Once: if none of those comes either, it is not about single frames.
+        Once, where the service broke off: if none of those comes either, it is not about single frames.
         """
         named = error.frame_numbers if isinstance(error, SourceError) else ()
         blamed = left.keys() & set(named) or set(left)
-        if not progress and all(task.spared for task in left.values()):
+        broke_off = isinstance(error, SourceTimeoutError) or type(error) is ProtocolError
+        if broke_off and not progress and all(task.spared for task in left.values()):
             blamed = set(left)
         for number in blamed:
             self.tiles.fail(left[number].key, error)

@@ -64,6 +64,8 @@ def _named(filters: list[str]) -> dict[str, Any]:
     pairs = [one.partition("=") for one in filters]
     if not all(equals and name for name, equals, _ in pairs):
         raise typer.BadParameter("a filter is KEYWORD=VALUE, such as PatientID='C3L-*'")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise typer.BadParameter("each keyword is given once; several UIDs are KEYWORD=UID,UID")
     try:
         for name, _, value in pairs:
             Filter(name, value)

@@ -10,6 +10,7 @@ import numpy as np
 
 from wsiweb import resolution
 from wsiweb.errors import RegionError, WsiWebError
+from wsiweb.geometry import Rectangle
 from wsiweb.patches.layout import Points, pair
 from wsiweb.patches.plan import PatchPlan
 from wsiweb.patches.storage import FORMAT, H5_GROUP, h5py, pandas, suffix_of
@@ -80,7 +81,9 @@ def _restored(path: Path, slide: Slide, description: dict[str, Any], columns: di
     size, stride = tuple(description["size"]), tuple(description["stride"])
     return PatchPlan(
         slide, view, (size[0], size[1]), (stride[0], stride[1]), Points(x, y), index,
-        columns["tissue"].astype(np.float64), min_tissue=description["min_tissue"], areas=(view.bounds,),
+        columns["tissue"].astype(np.float64), min_tissue=description["min_tissue"],
+        areas=tuple(Rectangle(*area) for area in description.get("areas", [])) or (view.bounds,),
+        mask_lost=description.get("masked", False),
     )  # fmt: skip
 
 

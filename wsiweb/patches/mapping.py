@@ -79,6 +79,13 @@ def map_to_file(
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
     if resume and _done(journal, ticket) == len(plan) and path.exists() and not part.exists():
         return form.read(path)
+    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+        raise WsiWebError(f"{path} is a {'folder' if path.is_dir() else 'file'}, which is not replaced by the other.")
+    if resume and path.exists() and not journal.exists():
+        raise WsiWebError(
+            f"{path} is there, and nothing tells that it is of this plan ({journal.name}). Write to another place, or "
+            f"pass resume=False to replace it."
+        )
     with _alone(path):
         done = (_done(journal, ticket) or 0) if resume and part.exists() else 0
         rows = form.reopen(part) if done else None

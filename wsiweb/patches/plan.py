@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from wsiweb.errors import RegionError
+from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.patches import order, packing, points
 from wsiweb.patches.batches import Batches
@@ -60,6 +60,8 @@ class PatchPlan:
     mask: TissueMask | None = None
     min_tissue: float = 0.0
     areas: tuple[Rectangle, ...] = ()
+    mask_lost: bool = False
+    """Whether the mask that chose the patches is not known any more: files do not keep it."""
     """That the grid covers, in pixels of the view."""
 
     # What is known without reading -----------------------------------------------------------------
@@ -239,6 +241,8 @@ class PatchPlan:
         def enough(x: Integers, y: Integers) -> npt.NDArray[np.bool_]:
             return np.asarray(self._fractions(x, y) >= self.min_tissue - 1e-9)
 
+        if self.mask_lost:
+            raise WsiWebError("This plan comes from a file, which keeps no mask; make the plan anew, with mask=.")
         accept = None if self.mask is None else enough
         return self._of_points(*points.draw(self.areas, self.size, integer(n, "n"), seed, accept))
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.errors import RegionError, UnsupportedError
+from wsiweb.errors import RegionError, UnsupportedError, WsiWebError
+from wsiweb.files import whole, writable
 
 if TYPE_CHECKING:
     import os
@@ -24,16 +25,18 @@ def save(plan: PatchPlan, path: str | os.PathLike[str]) -> None:
     """Write a plan; the suffix says how. No credentials are in the file, and no pixels."""
     path = Path(path)
     suffix = suffix_of(path)
-    if suffix == ".npz":
-        columns = _columns(plan)
-        with path.open("wb") as stream:
-            np.savez_compressed(stream, description=np.array(json.dumps(_description(plan))), **columns)
-    elif suffix == ".parquet":
-        frame = to_pandas(plan)
-        frame.attrs["wsiweb"] = json.dumps(_description(plan))
-        frame.to_parquet(path, index=False)
-    else:
-        _save_h5(plan, path)
+    if path.is_dir():
+        raise WsiWebError(f"{path} is a folder, which is not replaced.")
+    with whole(path) as part, writable(path):
+        if suffix == ".npz":
+            with part.open("wb") as stream:
+                np.savez_compressed(stream, description=np.array(json.dumps(_description(plan))), **_columns(plan))
+        elif suffix == ".parquet":
+            frame = to_pandas(plan)
+            frame.attrs["wsiweb"] = json.dumps(_description(plan))
+            frame.to_parquet(part, index=False)
+        else:
+            _save_h5(plan, part)
 
 
 def to_pandas(plan: PatchPlan) -> Any:
@@ -54,12 +57,16 @@ def _description(plan: PatchPlan) -> dict[str, Any]:
         "format": FORMAT, "study_uid": plan.slide.study_uid, "series_uid": plan.slide.series_uid,
         "level": level.index, "level_size": level.size, "scale": plan.view.scale, "mpp": plan.mpp,
         "view_size": (plan.view.width, plan.view.height), "size": plan.size, "stride": plan.stride,
-        "min_tissue": plan.min_tissue,
+        "min_tissue": plan.min_tissue, "masked": plan.mask is not None or plan.mask_lost,
+        "areas": [(area.x, area.y, area.w, area.h) for area in plan.areas],
     }  # fmt: skip
 
 
 def _save_h5(plan: PatchPlan, path: Path) -> None:
-    """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads; in a group of our own, what they lack."""
+    """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads; in a group of our own, what they lack.
+
+    Both read a level of the slide: of a virtual one, the pixels that its patches are made of.
+    """
     if plan.size[0] != plan.size[1]:
         raise RegionError(
             f"CLAM and TRIDENT keep square patches, not {plan.size[0]} x {plan.size[1]}; save this plan as .npz."
@@ -67,13 +74,17 @@ def _save_h5(plan: PatchPlan, path: Path) -> None:
     base_scale = plan.view.base_scale
     with h5py().File(path, "w") as file:
         coords = file.create_dataset("coords", data=np.stack([plan.x_base, plan.y_base], axis=1))
-        coords.attrs["patch_size"] = plan.size[0]
+        coords.attrs["patch_size"] = round(plan.size[0] * plan.view.scale[0])
         coords.attrs["patch_level"] = plan.level
         coords.attrs["patch_size_level0"] = round(plan.size[0] * base_scale[0])
         coords.attrs["downsample"] = np.array(base_scale)
         coords.attrs["level_dim"] = np.array(plan.view.level.size)
         coords.attrs["overlap"] = max(plan.size[0] - plan.stride[0], 0)
         coords.attrs["name"] = plan.slide.series_uid
+        power = plan.slide.properties.get("objective_power")
+        if isinstance(power, float):
+            coords.attrs["level0_magnification"] = power
+            coords.attrs["target_magnification"] = power / base_scale[0]
         coords.attrs["level0_width"], coords.attrs["level0_height"] = plan.slide.size
         group = file.create_group(H5_GROUP)
         group.attrs["description"] = json.dumps(_description(plan))

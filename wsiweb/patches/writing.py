@@ -146,11 +146,10 @@ def _note_kind(folder: Path, kind: dict[str, Any], *, anything: bool) -> None:
     folder = folder.resolve()
     journal = folder.parent / f".{folder.name}.journal"
     noted = json.dumps(kind)
-    if anything and journal.exists() and journal.read_text() != noted:
-        raise WsiWebError(
-            f"{folder} holds patches of another slide, resolution, size, format or quality ({journal.name}). Delete "
-            f"them, or write to another folder."
-        )
+    if anything and (not journal.exists() or journal.read_text() != noted):
+        what = "patches of another slide, resolution, size, format or quality"
+        known = what if journal.exists() else f"images, and nothing tells that they are not {what}"
+        raise WsiWebError(f"{folder} holds {known} ({journal.name}). Delete them, or write to another folder.")
     with whole(journal) as path:
         path.write_text(noted)
 
