@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -159,11 +160,13 @@ def test_a_password_in_an_answer_is_not_shown(server: DICOMwebServer, truth: Syn
 
 
 @pytest.mark.parametrize("status", [401, 404])
-@pytest.mark.parametrize("fault", [{"reset_after_bytes": 3}, {"hang_up_after_bytes": 3}, {"stall_after_bytes": 3}])
+@pytest.mark.parametrize(
+    "fault", [Fault(reset_after_bytes=3), Fault(hang_up_after_bytes=3), Fault(stall_after_bytes=3)]
+)
 def test_a_refusal_that_breaks_off_is_one(
-    server: DICOMwebServer, truth: SyntheticSlide, status: int, fault: dict[str, int]
+    server: DICOMwebServer, truth: SyntheticSlide, status: int, fault: Fault
 ) -> None:
-    server.fault = lambda request: Fault(status=status, body=b"no such thing" * 9, **fault)  # type: ignore[arg-type]
+    server.fault = lambda request: replace(fault, status=status, body=b"no such thing" * 9)
     with pytest.raises(AuthenticationError if status == 401 else SlideNotFoundError):
         Slide.open(server.series_url(truth.study_uid, truth.series_uid), options=ReadOptions(timeout_seconds=0.3))
     assert server.count() == 1

@@ -18,8 +18,8 @@ from synthetic import srgb_profile
 
 from wsiweb import MetadataError, ProtocolError, ReadOptions, SlideNotFoundError, SourceError, WsiWebError
 from wsiweb.sources import http
-from wsiweb.sources.http import readable_error
 from wsiweb.sources.multipart import parse_content_type
+from wsiweb.sources.quoting import readable_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

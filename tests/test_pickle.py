@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
-from wsiweb import ReadOptions, Slide, WsiWebError, codecs
+from wsiweb import ReadOptions, Slide, WsiWebError, decoders
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -102,11 +102,11 @@ def test_a_fork_waits_for_decoders_that_are_being_loaded(
     """The child could not load them any more."""
     truth = synthetic("jpeg")
     slide = open_slide(truth)
-    monkeypatch.setattr(codecs, "_decoders", {})
+    monkeypatch.setattr(decoders, "_decoders", {})
     loading, loaded = threading.Event(), threading.Event()
 
     def load() -> None:
-        with codecs._loading:
+        with decoders._loading:
             loading.set()
             loaded.wait(0.1)
 

@@ -6,8 +6,6 @@ are silent. Every array that leaves has the shape and dtype that the metadata pr
 
 from __future__ import annotations
 
-import os
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from wsiweb.codestream import Codestream, Coding, complete, inspect, jpeg_head
 from wsiweb.colour import ybr_full_to_rgb
+from wsiweb.decoders import decoder
 from wsiweb.errors import DecodeError, UnsupportedError
 from wsiweb.transfer_syntaxes import EXPLICIT_BIG_ENDIAN, NATIVE, RLE, RLE_MEDIA_TYPE, lossless, name, readable
 
@@ -28,23 +27,6 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 _RLE_PADDING_BYTES = 16
-
-
-_decoders: dict[str, Any] = {}
-_loading = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a child could not load what another thread was loading
-    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
-
-
-def _decoder(name: str) -> Any:
-    """Return a decoder of imagecodecs, which loads them slowly: each when it is first needed."""
-    found = _decoders.get(name)
-    if found is None:
-        with _loading:
-            import imagecodecs  # noqa: PLC0415
-
-            found = _decoders[name] = getattr(imagecodecs, name)
-    return found
 
 
 class TruncatedFrameError(DecodeError):
@@ -215,10 +197,8 @@ def _check_supported(pixels: PixelFormat) -> None:
 def _raw_lengths(pixels: PixelFormat) -> tuple[int, ...]:
     """Return the lengths that a raw frame may have, padding aside."""
     whole = pixels.rows * pixels.columns * pixels.samples_per_pixel * (pixels.bits_allocated // 8)
-    if (
-        pixels.photometric == "YBR_FULL_422" and pixels.columns % 2 == 0
-    ):  # two chroma samples for two pixels, or RGB from who decompressed it
-        return whole, whole // 3 * 2
+    if pixels.photometric == "YBR_FULL_422" and pixels.columns % 2 == 0:
+        return whole, whole // 3 * 2  # RGB from who decompressed it; two chroma samples for two pixels
     return (whole,)
 
 
@@ -259,7 +239,7 @@ def _undecodable(coding: Coding, error: Exception) -> TruncatedFrameError:
 
 
 def _jpeg_within(data: bytes) -> bytes:
-    return bytes(_decoder("jpegxl_decode_jpeg")(data, numthreads=1))
+    return bytes(decoder("jpegxl_decode_jpeg")(data, numthreads=1))
 
 
 def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: Empty) -> _Decoded:
@@ -271,27 +251,27 @@ def _call_decoder(data: bytes, stream: Codestream, pixels: PixelFormat, empty: E
         case Coding.JPEG if stream.components == 3:
             image = _decode_jpeg(data, _colour_space(stream, pixels), _target(stream, empty))
         case Coding.JPEG:
-            image = _decoder("jpeg8_decode")(data, out=_target(stream, empty))
+            image = decoder("jpeg8_decode")(data, out=_target(stream, empty))
         case Coding.JPEG_LOSSLESS:
-            image = _decoder("jpeg8_decode")(data)
+            image = decoder("jpeg8_decode")(data)
             said = stream.colour_transformed
             ybr = declared_ybr if said is None or pixels.photometric_forced else said
         case Coding.JPEG_LS:
-            image = _decoder("jpegls_decode")(data)
+            image = decoder("jpegls_decode")(data)
             ybr = declared_ybr
         case Coding.JPEG_2000:
-            image = _decoder("jpeg2k_decode")(data)
+            image = decoder("jpeg2k_decode")(data)
             # With the multiple component transform the decoder has already returned RGB, whatever is declared.
             ybr = pixels.photometric in ("YBR_FULL", "YBR_FULL_422") and (
                 not stream.colour_transformed or pixels.photometric_forced
             )
         case Coding.JPEG_XL:
-            image = _decoder("jpegxl_decode")(data)
+            image = decoder("jpegxl_decode")(data)
     return _Decoded(image, ybr)
 
 
 def _decode_jpeg(data: bytes, space: str, out: Pixels | None) -> Pixels:
-    image: Pixels = _decoder("jpeg8_decode")(data, colorspace=space, outcolorspace="RGB", out=out)
+    image: Pixels = decoder("jpeg8_decode")(data, colorspace=space, outcolorspace="RGB", out=out)
     return image
 
 
@@ -324,7 +304,7 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
     planes = np.empty((pixels.samples_per_pixel, sample_bytes, area), np.uint8)
     for plane, start, stop in zip(planes.reshape(count, area), bounds, bounds[1:], strict=False):
         try:
-            segment = np.frombuffer(_decoder("packbits_decode")(data[start:stop]), np.uint8)
+            segment = np.frombuffer(decoder("packbits_decode")(data[start:stop]), np.uint8)
         except Exception as error:  # imagecodecs' own classes
             raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
         if not area <= len(segment) <= area + _RLE_PADDING_BYTES:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """Resolutions that differ by no more are the same."""
+_WITHIN = TOLERANCE + 1e-9
+"""The same, with room for what floating point numbers lose."""
 _ROUNDING = 1e-6
 
 
@@ -127,7 +129,7 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
     if same is not None:
         return view_of_level(same)
     finest = min(base_mpp)
-    if mpp < finest * (1 - TOLERANCE - 1e-9) and not upsample:
+    if mpp < finest * (1 - _WITHIN) and not upsample:
         raise RegionError(
             f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Ask for that or coarser, "
             f"or pass upsample=True to enlarge it."
@@ -156,7 +158,7 @@ def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: 
     same = _same(levels, lambda level: tuple(downsample / axis for axis in _downsamples(level)))
     if same is not None:
         return view_of_level(same)
-    if downsample < 1 - TOLERANCE - 1e-9 and not upsample:
+    if downsample < 1 - _WITHIN and not upsample:
         raise RegionError(f"A downsample of {downsample:g} is finer than level 0.")
     base, level = levels[0], level_for_downsample(levels, downsample)
     return View(
@@ -172,14 +174,14 @@ def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:
     """Return the coarsest level at least as fine as ``mpp`` in both axes, within 1 %; level 0 where none is."""
     positive(mpp, "mpp")
     _mpp(levels[0])
-    fine = [level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + TOLERANCE + 1e-9)]
+    fine = [level for level in levels if level.mpp is not None and max(level.mpp) <= mpp * (1 + _WITHIN)]
     return fine[-1] if fine else levels[0]
 
 
 def level_for_downsample(levels: Sequence[Level], downsample: float) -> Level:
     """Return the coarsest level whose downsample is at most this in both axes, within 1 %; level 0 where none is."""
     positive(downsample, "downsample")
-    fine = [level for level in levels if max(_downsamples(level)) <= downsample * (1 + TOLERANCE + 1e-9)]
+    fine = [level for level in levels if max(_downsamples(level)) <= downsample * (1 + _WITHIN)]
     return fine[-1] if fine else levels[0]
 
 
@@ -187,7 +189,7 @@ def _same(levels: Sequence[Level], ratios: Callable[[Level], tuple[float, ...]])
     """Return the level nearest to a ratio of 1 that is within the tolerance in every axis."""
     distances = [(max(abs(ratio - 1) for ratio in ratios(level)), level) for level in levels]
     distance, level = min(distances, key=lambda pair: pair[0])
-    return level if distance <= TOLERANCE + 1e-9 else None
+    return level if distance <= _WITHIN else None
 
 
 def _downsamples(level: Level) -> tuple[float, float]:

@@ -421,7 +421,8 @@ class Slide:
     ) -> None:
         """Write a rectangle of one level as PNG, with the ICC profile and the pixel density in it.
 
-        Memory is bounded by bands of the region, whatever its size. The file appears under its name when it is whole.
+        Memory is bounded by bands of the region and by the budgets of the caches, whatever its size. The file appears
+        under its name when it is whole.
 
         Parameters
         ----------

@@ -6,28 +6,25 @@ exception of requests and urllib3. What is not: which status deserves another tr
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
-import html
-import json
 import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
-from urllib.parse import quote as percent_encoded
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
 
 from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
+from wsiweb.sources.quoting import quoted, readable_error
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
 from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_adapters, own_session
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from wsiweb.sources.base import Cancellation
 
@@ -35,36 +32,7 @@ MAX_REDIRECTS = 5
 CHUNK_BYTES = 262_144
 """Taken at once, at most: each time, threads take turns."""
 _MAX_ERROR_BYTES = 65_536
-_MAX_ERROR_TEXT_BYTES = 16_384
 _MAX_ERROR_SECONDS = 2.0
-_PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
-_NUMBERS = re.compile(r"[\d.]*")
-"""And UIDs, which a message has to show."""
-_SHORTEST_SECRET = 6
-"""Shorter ones are in every text."""
-
-
-def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
-    """Return what a server's error body says without ``secrets``, at most 500 characters, for JSON, HTML and text."""
-    from wsiweb.jsontext import loads  # noqa: PLC0415
-
-    body = body[:_MAX_ERROR_TEXT_BYTES]
-    text = body.decode("utf-8", "replace").strip()
-    if text[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):
-            found = loads(body)
-            if isinstance(found, list) and found:
-                found = found[0]
-            if isinstance(found, dict):
-                inner = found.get("error")
-                found = inner if isinstance(inner, dict) else found
-                parts = [found.get(key) for key in ("message", "Message", "errorMessage", "Details", "error")]
-                text = " ".join(part for part in parts if isinstance(part, str) and part) or text
-    text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", " ", text)
-    text = html.unescape(text)
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return " ".join(text.split())[:500]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +178,7 @@ class Service:
                     headers={name.lower(): value for name, value in response.headers.items()},
                     url=without_secrets(response.url),
                     chunks=self._chunks(response),
-                    quote=functools.partial(_quoted, response.request),
+                    quote=functools.partial(quoted, response.request),
                 )
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
@@ -314,30 +282,6 @@ class Service:
                     with contextlib.suppress(KeyError):
                         pools[key].close()  # clearing alone leaves them to the garbage collector
             session.close()
-
-
-def _quoted(request: requests.PreparedRequest, body: bytes) -> str:
-    return readable_error(body, _secrets_of(request))
-
-
-def _secrets_of(request: requests.PreparedRequest) -> list[str]:
-    """Return what of a request is nobody else's business: what its headers and its query say; the longest first."""
-    found = {value for _, value in parse_qsl(urlsplit(request.url or "").query) if not _NUMBERS.fullmatch(value)}
-    headers: Any = request.headers  # of which requests takes bytes, too
-    for name, value in headers.items():
-        if name.lower() not in _PLAIN_HEADERS:
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            found.add(text)
-            if name.lower() in ("authorization", "cookie"):
-                found.update(re.split(r"[\s;,=]+", text))
-            if text.startswith("Basic "):
-                with contextlib.suppress(ValueError):
-                    found.update(base64.b64decode(text[6:]).decode("latin-1").split(":", 1))
-    found = {text for text in found if len(text) >= _SHORTEST_SECRET and text != "Bearer"}
-    for text in list(found):
-        in_json = json.dumps(text)[1:-1]
-        found |= {percent_encoded(text), percent_encoded(text, safe=""), in_json, in_json.replace("/", "\\/")}
-    return sorted(found, key=len, reverse=True)
 
 
 def _below(root: str, prefix: str | None) -> str:
