@@ -78,6 +78,7 @@ LAYERS = {
     "pure": (
         ("batch", "codecs", "icc", "matching", "plan", "png", "properties", "resolution", "stitch"),
         ("codestream", "decoders", "resample"),
+        ("blockmean",),
     ),
     "model": (
         ("pyramid",),

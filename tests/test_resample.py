@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wsiweb import resample
+from wsiweb import blockmean, resample
 from wsiweb.errors import RegionError
 from wsiweb.resample import enlarge_bilinear, reduce_area
 
@@ -125,13 +125,50 @@ def test_nearly_all_levels_equal_the_exact_mean(scale: float, dtype: npt.DTypeLi
     assert (result == expected).mean() > 0.999
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4, 8])
-def test_whole_factors_average_blocks_and_round_half_up(factor: int) -> None:
-    source = noise(24 * factor, 16 * factor, 3)
-    sums = source.reshape(24, factor, 16, factor, 3).sum(axis=(1, 3), dtype=np.int64)
-    expected = (2 * sums + factor**2) // (2 * factor**2)
-    result = reduce_area(source, origin=(0, 0), scale=(factor, factor), size=(16, 24))
+@given(
+    factors=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    origin=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    samples=st.sampled_from([(), (3,)]),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    darkest=st.sampled_from([0.0, 0.99, 1.0]),
+    at_once=st.sampled_from([1, 300, 1 << 19]),
+)
+def test_whole_factors_average_blocks_and_round_half_up(
+    factors: tuple[int, int], size: tuple[int, int], origin: tuple[int, int], samples: tuple[int, ...],
+    dtype: npt.DTypeLike, darkest: float, at_once: int,
+) -> None:  # fmt: skip
+    (across, down), (w, h), (x, y) = factors, size, origin
+    most = np.iinfo(np.dtype(dtype)).max  # sums of the brightest are where types run over
+    values = np.random.default_rng(1).integers(
+        int(darkest * most), most + 1, (y + h * down + 2, x + w * across + 1, *samples)
+    )
+    source = values.astype(dtype)
+    cut = values[y : y + h * down, x : x + w * across]
+    sums = cut.reshape(h, down, w, across, *samples).sum(axis=(1, 3), dtype=np.int64)
+    expected = (2 * sums + down * across) // (2 * down * across)
+    room = np.zeros((h + 1, w + 1, *samples), dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockmean, "_AT_ONCE_BYTES", at_once)
+        result = reduce_area(source, origin=origin, scale=factors, size=size)
+        reduce_area(source, origin=origin, scale=factors, size=size, out=room[1:, :-1])
     np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(room[1:, :-1], expected)
+    assert not room[0].any()
+    assert not room[:, -1].any()
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_almost_whole_scales_are_what_they_are(scale: float) -> None:
+    """Floating point noise is no scale; a shift of one pixel over the width is."""
+    source, size = noise(3000, 30, 1), (9, 900)
+    noisy = reduce_area(source, origin=(1e-12, -1e-12), scale=(scale + 1e-13, scale - 1e-13), size=size)
+    np.testing.assert_array_equal(noisy, reduce_area(source, origin=(0, 0), scale=(scale, scale), size=size))
+    shifted = (0.0, 0.0), (scale, scale + 1 / 900)
+    assert_rounded(
+        reduce_area(source, origin=shifted[0], scale=shifted[1], size=size),
+        reference_reduction(source, *shifted, size), dtype=np.uint8,
+    )  # fmt: skip
 
 
 def test_half_is_rounded_up_where_weights_are_fractions() -> None:

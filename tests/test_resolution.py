@@ -236,7 +236,7 @@ def resampled(view: View, image: npt.NDArray[Any], region: Rectangle, background
             region,
             background,
             out,
-            lambda shape, dtype: np.full(shape, np.nan, dtype),
+            lambda shape, dtype: np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 99, dtype),
         )
         results.append(out.copy())
         out[...] = undefined

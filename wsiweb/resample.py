@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from wsiweb.blockmean import reduce_blocks, sum_type
 from wsiweb.errors import RegionError
 
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ def reduce_area(
         An output pixel lies outside the source, or there is nothing to make.
     """
     _check(source, origin, scale, size)
+    whole_x = _whole(origin[0], scale[0], size[0], source.shape[1])
+    whole_y = _whole(origin[1], scale[1], size[1], source.shape[0])
+    wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y else None
+    if whole_x and whole_y and wide is not None:
+        result = np.empty((size[1], size[0], *source.shape[2:]), source.dtype) if out is None else out
+        blocks = np.atleast_3d(source[whole_y[0] :, whole_x[0] :])
+        reduce_blocks(blocks, (whole_x[1], whole_y[1]), np.atleast_3d(result), wide, scratch)
+        return result
     rows = _area_taps(origin[1], scale[1], size[1], source.shape[0], "rows")
     columns = _area_taps(origin[0], scale[0], size[0], source.shape[1], "columns")
     return _resample(source, rows, columns, scale, out, scratch)
@@ -190,6 +199,13 @@ def _area_taps(origin: float, scale: float, count: int, available: int, axis: st
     first, last = pixel[:-1], pixel[1:]
     single = first == last
     return _Taps(first, last, np.where(single, total, 1 - share[:-1]), np.where(single, 0, share[1:]), total)
+
+
+def _whole(origin: float, scale: float, count: int, available: int) -> tuple[int, int] | None:
+    """Return first source pixel and factor of an axis whose output pixels are made of whole ones; else None."""
+    start, factor = round(origin), round(scale)
+    exact = abs(origin - start) + abs(scale - factor) * count < 0.5 / _GRID  # so that all edges are whole on the grid
+    return (start, factor) if exact and start >= 0 < factor and start + count * factor <= available else None
 
 
 def _bilinear_taps(origin: float, scale: float, count: int, available: int) -> _Taps:
