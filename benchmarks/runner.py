@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 TOLERANCE = 2
 """Of any sample, against another decoder's pixels."""
 MEAN_TOLERANCE = 6
-"""Of the means of 16 x 16 parts of a thumbnail, which everybody resamples in their own way."""
+"""Of the means of 16 x 16 parts of what everybody resamples in their own way."""
+RESAMPLED = ("thumbnail", "reduced")
 NEAR = 1.5
 """Settings that took so many times as long as the fastest, or less, are tried twice before one is chosen."""
 SLOW_SECONDS = 20.0
@@ -245,7 +246,7 @@ def _first_round(one: Round, contender: Contender) -> list[Json]:
     variants = (dict(workload.options),) if workload.options else VARIANTS[contender.reader].get(workload.kind, ({},))
     for settings in variants:
         result = measure(contender, settings, one.job, one)
-        tolerance = MEAN_TOLERANCE if workload.kind == "thumbnail" else TOLERANCE
+        tolerance = MEAN_TOLERANCE if workload.kind in RESAMPLED else TOLERANCE
         difference = result.get("difference")
         if "error" not in result and difference is None and workload.kind != "open":
             result["error"] = "no pixels were compared"
@@ -271,6 +272,7 @@ def make_job(workload: Workload, slide: StoredSlide, tiny: StoredSlide, url: str
         "level_index": index,
         "factor": slide.spec.factors[index],
         "regions": regions,
+        "reduced_by": workload.reduced_by,
         "max_size": THUMBNAIL_SIDE,
         "check": True,
         "scratch": None,

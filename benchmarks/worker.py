@@ -8,6 +8,7 @@ Arguments: reader, settings as JSON, and the folder that holds the ``wsiweb`` to
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import importlib
@@ -45,6 +46,7 @@ class Check:
     slide: StoredSlide
     level_index: int
     wanted: bool
+    reduced_by: int = 1
     seconds: float = 0.0
     difference: int | None = None
     """Largest difference of any sample; None where nothing was compared."""
@@ -55,7 +57,10 @@ class Check:
         started = time.perf_counter()
         truth = self.slide.pixels(self.level_index, region)
         found = 255
-        if truth.shape == pixels.shape:
+        if self.reduced_by > 1:
+            w, h = (side // self.reduced_by for side in region[2:])
+            found = difference_of_means(truth, pixels) if pixels.shape[:2] == (h, w) else 255
+        elif truth.shape == pixels.shape:
             found = int(np.abs(truth.astype(np.int16) - pixels).max())
         self.difference = max(self.difference or 0, found)
         self.seconds += time.perf_counter() - started
@@ -73,10 +78,11 @@ def run(reader: Reader, job: Json, check: Check) -> Json:
             raise ValueError(f"The slide is {size}, it says.")
     if kind in ("first", "start", "region", "warm"):
         check.region(regions[0], reader.region(level, regions[0]))
-    elif kind == "regions":
+    elif kind in ("regions", "reduced"):
         step = -(-len(regions) // CHECKED)
-        count = 0
-        for count, pixels in enumerate(reader.regions(level, regions), start=1):
+        count, by = 0, job["reduced_by"]
+        images = reader.regions(level, regions) if kind == "regions" else reader.reduced(level, regions, by)
+        for count, pixels in enumerate(images, start=1):
             if count == 1:
                 result["first_seconds"] = time.perf_counter() - started
             assert pixels[-1, -1, 0] >= 0
@@ -100,15 +106,18 @@ def prepare(reader: Reader, job: Json) -> None:
 
 
 def check_thumbnail(slide: StoredSlide, level_index: int, pixels: Pixels, max_size: int) -> int:
-    """Compare with a plain area mean, whole picture; readers resample differently, so the mean difference counts."""
-    w, h = slide.spec.levels()[level_index].size
+    """Compare with the whole picture."""
     if abs(max(pixels.shape[:2]) - max_size) > 1:
         return 255
-    truth = slide.pixels(level_index, (0, 0, w, h)).astype(np.float32)
+    return difference_of_means(slide.pixels(level_index, (0, 0, *slide.spec.levels()[level_index].size)), pixels)
+
+
+def difference_of_means(truth: Pixels, pixels: Pixels) -> int:
+    """Compare pictures of different sizes by the means of parts: readers resample differently."""
     cells = 16
     grids = [
         np.stack([[part.mean(axis=(0, 1)) for part in np.array_split(row, cells, axis=1)] for row in rows])
-        for rows in (np.array_split(image, cells, axis=0) for image in (truth, np.asarray(pixels, np.float32)))
+        for rows in (np.array_split(np.asarray(image, np.float32), cells, axis=0) for image in (truth, pixels))
     ]
     return int(np.abs(grids[0] - grids[1]).max())
 
@@ -175,12 +184,15 @@ def measure(name: str, settings: Json, import_seconds: float, job: Json, tell: C
         return measured(floor.prepare(job), tell)
     module = importlib.import_module(MODULES[name])
     slide = StoredSlide(Path(job["folder"]))
-    check = Check(slide, job["level_index"], wanted=job["check"])
+    check = Check(slide, job["level_index"], wanted=job["check"], reduced_by=job["reduced_by"])
     started = time.perf_counter()
     if job["warm_up"] is not None:
         first: Reader = module.Reader(settings)
         first.open(Place(*job["warm_up"]))
-        first.region(1, (0, 0, FIRST_USE_SIDE, FIRST_USE_SIDE))
+        small = (0, 0, FIRST_USE_SIDE, FIRST_USE_SIDE)
+        first.region(1, small)
+        if job["kind"] == "reduced":
+            collections.deque(first.reduced(1, [small], job["reduced_by"]), 0)
         first.close()
     warm_up_seconds = time.perf_counter() - started
     reader: Reader = module.Reader(settings)

@@ -41,8 +41,9 @@ class Workload:
     name: str
     title: str
     kind: str
-    """``open``; ``first``: open, and the region; ``region``; ``regions``: many, in order; ``warm``: a region that was
-    read just before; ``thumbnail``; ``png``; ``start``: import, open, and the region."""
+    """``open``; ``first``: open, and the region; ``region``; ``regions``: many, in order; ``reduced``: the same at a
+    resolution that no level has; ``warm``: a region that was read just before; ``thumbnail``; ``png``; ``start``:
+    import, open, and the region."""
     slide: str = "jpeg-256"
     profiles: tuple[str, ...] = ("lan", "wan", "far")
     side: int = 0
@@ -55,6 +56,8 @@ class Workload:
     shuffled: bool = False
     factor: int = 1
     """Downsample of the level that is read."""
+    reduced_by: int = 1
+    """By how much what is read of the level is reduced in width and height; ``side`` is that of the level's pixels."""
     options: tuple[tuple[str, int], ...] = ()
     """``ReadOptions`` to set; where there are any, only wsiweb is measured."""
     extra: bool = False
@@ -86,6 +89,7 @@ class Workload:
             corners = corner + self.side * np.stack([step % self.columns, step // self.columns], axis=1)
         if self.shuffled:
             corners = rng.permutation(corners)
+        corners = corners // self.reduced_by * self.reduced_by
         return [(x, y, self.side, self.side) for x, y in corners.tolist()]
 
 
@@ -153,6 +157,9 @@ def _tiny() -> list[Workload]:
         Workload("tiny-region", "tiny: cold 700²", "region", "tiny", near, side=700, extra=True),
         Workload("tiny-warm", "tiny: 700² read again", "warm", "tiny", near, side=700, extra=True),
         Workload("tiny-grid", "tiny: grid of 12", "regions", "tiny", near, 256, 12, 4, shuffled=True, extra=True),
+        Workload(
+            "tiny-reduced", "tiny: grid of 12, reduced", "reduced", "tiny", near, 256, 12, 4, reduced_by=2, extra=True
+        ),
         Workload("tiny-thumbnail", "tiny: thumbnail", "thumbnail", "tiny", near, extra=True),
     ]
 
@@ -167,6 +174,10 @@ WORKLOADS = {
         Workload("cold4096", "cold 4096², unaligned", "region", side=4096),
         Workload("patches200", "200 random patches 512²", "regions", side=512, count=200),
         *_grids(),
+        Workload(
+            "grid400-reduced", "grid of 400 patches 256² at half of level 0's resolution", "reduced", side=512,
+            count=400, columns=20, reduced_by=2,
+        ),
         Workload("warm4096", "4096² read again", "warm", profiles=("lan",), side=4096),
         Workload("thumbnail", "thumbnail of 1024 px", "thumbnail"),
         Workload("png16384", "16384² to PNG", "png", profiles=("lan", "wan"), side=16_384),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WORKLOADS = ("tiny-open", "tiny-region", "tiny-warm", "tiny-grid", "tiny-thumbnail")
+WORKLOADS = ("tiny-open", "tiny-region", "tiny-warm", "tiny-grid", "tiny-reduced", "tiny-thumbnail")
 
 
 def harness(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -46,6 +46,9 @@ class Reader(Protocol):
     def regions(self, level: int, regions: Sequence[Region]) -> Iterator[Pixels]:
         """Yield many regions in the order asked for; memory must not grow with their number."""
 
+    def reduced(self, level: int, regions: Sequence[Region], by: int) -> Iterator[Pixels]:
+        """Yield many regions as a level would show them that had so many times fewer pixels in width and height."""
+
     def thumbnail(self, max_size: int) -> Pixels: ...
 
     def png(self, path: str, level: int, region: Region) -> None: ...
@@ -60,12 +63,14 @@ VARIANTS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
         "warm": ({"threads": None}, {"threads": 4}),
         "thumbnail": ({"threads": None}, {"threads": 4}, {"threads": 8}),
         "regions": ({"pool": 4}, {"pool": 8}, {"pool": 16}, {"pool": 32}),
+        "reduced": ({"pool": 4}, {"pool": 8}, {"pool": 16}, {"pool": 32}),
         "png": ({"threads": 4},),
     },
     "ez-wsi": {
         "region": ({"parts": 1}, {"parts": 4}),
         "thumbnail": ({"parts": 1}, {"parts": 4}),
         "regions": ({"parts": 1, "pool": 1}, {"parts": 1, "pool": 2}, {"parts": 4, "pool": 1}, {"parts": 4, "pool": 2}),
+        "reduced": ({"parts": 1, "pool": 1}, {"parts": 1, "pool": 2}, {"parts": 4, "pool": 1}, {"parts": 4, "pool": 2}),
         "png": ({"parts": 4},),
     },
     "bare": {},

@@ -103,6 +103,9 @@ class Reader:
         response.read()  # before Python 3.13 it is not over otherwise
         self._connections.put(connection)
 
+    def reduced(self, level: int, regions: Sequence[Region], by: int) -> Iterator[Pixels]:  # noqa: ARG002
+        raise NotSupportedError
+
     def thumbnail(self, max_size: int) -> Pixels:  # noqa: ARG002
         raise NotSupportedError
 

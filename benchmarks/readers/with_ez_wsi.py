@@ -84,7 +84,16 @@ class Reader:
         return found
 
     def regions(self, level: int, regions: Sequence[Region]) -> Iterator[Pixels]:
-        patches = self._patches(level, regions)
+        return self._loaded(self._patches(level, regions))
+
+    def reduced(self, level: int, regions: Sequence[Region], by: int) -> Iterator[Pixels]:
+        source = self._levels[level]
+        resized = source.resize(slide_level_map.ImageDimensions(source.width // by, source.height // by))
+        return self._loaded(
+            [self._slide.get_patch(resized, *(pixels // by for pixels in region)) for region in regions]
+        )
+
+    def _loaded(self, patches: list[Any]) -> Iterator[Pixels]:
         self._preload(patches)
         if self._pool == 1:
             for patch in patches:

@@ -43,6 +43,12 @@ class Reader:
     def regions(self, level: int, regions: Sequence[Region]) -> Iterator[Pixels]:
         return self.slide.read_regions(self._level(level), regions)
 
+    def reduced(self, level: int, regions: Sequence[Region], by: int) -> Iterator[Pixels]:
+        (_, _, w, h), mpp = regions[0], self.slide.mpp
+        assert mpp is not None
+        plan = self.slide.patches((w // by, h // by), mpp=mpp[0] * level * by)
+        return (patch.image for patch in plan.at([(x * level, y * level) for x, y, _, _ in regions]))
+
     def thumbnail(self, max_size: int) -> Pixels:
         return self.slide.thumbnail(max_size)
 
