@@ -45,6 +45,31 @@ def slide(tmp_path: Path) -> SyntheticSlide:
     return make_slide(tmp_path / "slide", sizes=SIZES, mpp=0.5)
 
 
+@pytest.mark.parametrize("verb", ["demo", "thumbnail", "region"])
+def test_what_is_there_is_not_overwritten(run: Run, slide: SyntheticSlide, tmp_path: Path, verb: str) -> None:
+    picture = tmp_path / "mine.png"
+    picture.write_bytes(b"mine")
+    place = (slide.folder, 0, 0, 9, 9) if verb == "region" else (slide.folder,)
+    code, _, err = run(verb, *place, "-o", picture)
+    assert code == 2
+    assert "--force" in err
+    assert picture.read_bytes() == b"mine"
+    assert run(verb, *place, "-o", picture, "--force")[0] == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("verb", ["demo", "thumbnail", "region"])
+def test_a_hyphen_is_no_file(
+    run: Run, slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = (slide.folder, 0, 0, 9, 9) if verb == "region" else (slide.folder,)
+    code, _, err = run(verb, *place, "-o", "-")
+    assert code == 2
+    assert "stdout" in err
+    assert not (tmp_path / "-").exists()
+
+
 def test_info_as_json(run: Run, slide: SyntheticSlide) -> None:
     code, out, err = run("info", slide.folder, "--json")
     found = json.loads(out)
@@ -130,16 +155,6 @@ def test_thumbnail(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     assert run("thumbnail", slide.folder, "--max-size", 100, "-o", picture)[0] == 0
     with Image.open(picture) as image:
         assert max(image.size) == 100
-
-
-def test_files_are_not_overwritten_unasked(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
-    picture = tmp_path / "thumbnail.png"
-    picture.write_bytes(b"precious")
-    code, _, err = run("thumbnail", slide.folder, "-o", picture)
-    assert code == 2
-    assert "--force" in err
-    assert picture.read_bytes() == b"precious"
-    assert run("thumbnail", slide.folder, "-o", picture, "--force")[0] == 0
 
 
 @pytest.mark.parametrize(

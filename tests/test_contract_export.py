@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from conftest import Opener, SlideMaker
 
 
-@pytest.mark.parametrize("name", ["no-such-folder/a.png", "file/a.png", "folder"])
+@pytest.mark.parametrize("name", ["no-such-folder/a.png", "file/a.png", "folder", "long" * 70 + ".png"])
 def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path, name: str) -> None:
     """The error names what was asked for, and no file beside it; nothing is left there."""
     (tmp_path / "folder").mkdir()
@@ -33,6 +33,13 @@ def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker,
         with pytest.raises(WsiWebError, match="cannot be written"):
             slide.patches(50).map(lambda batch: batch.x, tmp_path / name.replace("png", "npy"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_names_may_be_as_long_as_the_system_allows(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
+    slide, name = open_slide(synthetic("rgb")), "long" * 62
+    slide.export_png(tmp_path / f"{name}.png", 0, 0, 0, 50, 50)
+    slide.patches(50).save(tmp_path / f"{name}.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.npz", f"{name}.png"]
 
 
 @pytest.mark.parametrize("kind", ["rgb", "jpeg", "mono8", "mono16", "sparse-holes"])

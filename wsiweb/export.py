@@ -11,7 +11,7 @@ import numpy as np
 from wsiweb import icc as icc_profiles
 from wsiweb.cache import Keep
 from wsiweb.errors import RegionError, WsiWebError
-from wsiweb.files import whole
+from wsiweb.files import whole, writable
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import check_region
 from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
@@ -141,8 +141,10 @@ def _bands(level: Level, region: Rectangle, pixel_bytes: int) -> Iterator[Rectan
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[BinaryIO]:
     """Write under a temporary name in the same folder; the final name appears with the whole file, or never."""
-    path = path.resolve()  # a link stays a link
-    if path.exists() and not path.is_file():
+    with writable(path):
+        path = path.resolve()  # a link stays a link
+        irregular = path.exists() and not path.is_file()
+    if irregular:
         raise WsiWebError(f"{path} is no regular file; it is not replaced.")
     with whole(path) as temporary, temporary.open("wb") as stream:
         yield stream

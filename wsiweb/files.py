@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_SHOWN = 40
+"""Letters of a file's name in that of the temporary one, which may not be longer than a system allows."""
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -22,7 +25,7 @@ def whole(path: Path) -> Iterator[Path]:
     WsiWebError
         No file can be made there.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name[:_SHOWN]}.{secrets.token_hex(4)}.part")
     try:
         with writable(path):
             temporary.open("xb").close()

@@ -71,6 +71,8 @@ def open_slide(
 
 def check_output(output: Path, *, force: bool) -> None:
     """Refuse to overwrite a file unasked, and to give a PNG the name of something else."""
+    if str(output) == "-":
+        raise typer.BadParameter("a PNG is written to a file, and not to stdout")
     if output.suffix.lower() in _NO_PNG:
         raise typer.BadParameter(f"what is written is a PNG; {output.name} would be taken for something else")
     if output.exists() and not force:

@@ -42,10 +42,13 @@ def demo(
     token: Token = None,
     user: User = None,
     header: Header = None,
+    force: Overwrite = False,  # noqa: FBT002
 ) -> None:
     """Make a slide, serve it over DICOMweb on this computer, and read it: the library in twenty seconds."""
     from wsiweb.demo.tour import run_demo  # noqa: PLC0415
 
+    if output is not None:
+        check_output(output, force=force)
     run_demo(stdout, place, output, connection(token, user, header), level_table)
 
 

@@ -77,11 +77,13 @@ def map_to_file(
     form = row_format(path)
     part, journal = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.journal")
     ticket = {"plan": plan.fingerprint(), "batch_size": batch_size, "patches": len(plan)}
-    if resume and _done(journal, ticket) == len(plan) and path.exists() and not part.exists():
+    with writable(path):
+        there, noted = path.exists(), journal.exists()
+    if resume and there and _done(journal, ticket) == len(plan) and not part.exists():
         return form.read(path)
-    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+    if there and path.is_dir() != (path.suffix == ".zarr"):
         raise WsiWebError(f"{path} is a {'folder' if path.is_dir() else 'file'}, which is not replaced by the other.")
-    if resume and path.exists() and not journal.exists():
+    if resume and there and not noted:
         raise WsiWebError(
             f"{path} is there, and nothing tells that it is of this plan ({journal.name}). Write to another place, or "
             f"pass resume=False to replace it."
