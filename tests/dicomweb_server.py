@@ -60,9 +60,10 @@ class StoredInstance:
         count = int(dataset.get("NumberOfFrames", 1))
         bulk: dict[str, bytes] = {}
         syntax = str(dataset.file_meta.TransferSyntaxUID)
+        frames: list[bytes] = []  # of a report, say
         if syntax in MEDIA_TYPES:
             frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
-        else:
+        elif "PixelData" in dataset:
             pixels = dataset.get("Rows", 0) * dataset.get("Columns", 0)
             size = pixels * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
             if dataset.PhotometricInterpretation == "YBR_FULL_422":

@@ -247,6 +247,21 @@ def test_planes_of_level_0_only(tmp_path: Path, open_slide: Opener) -> None:
     assert open_slide.requests() == requests
 
 
+def test_a_level_without_the_default_plane_shows_the_nearest(tmp_path: Path, open_slide: Opener) -> None:
+    """Of the path that is asked for; who names a plane gets that one, or an error."""
+    slide = new_slide(tmp_path)
+    fine = [(path, plane) for path in "ab" for plane in (0.0, 2.0, 4.0, 6.0, 8.0)]
+    coarse = [(path, plane) for path in "ab" for plane in (0.0, 3.0, 6.0)]
+    for size, keys, salt in ((SIZE, fine, 0), ((75, 55), coarse, 40)):
+        add_level(slide, blank(slide, size, content="mono8", keys=keys), images_for(keys, size, salt=salt))
+    opened, images = open_slide(slide), slide.levels[1].pixels
+    assert_image(opened, 1, images["a", 3.0])
+    assert_image(opened, 1, images["b", 3.0], optical_path="b")
+    assert_image(opened, 1, stacked(images, ("a", "b"), 3.0), optical_path="all")
+    with pytest.raises(RegionError, match="focal plane"):
+        opened.read_region(1, 0, 0, 9, 9, focal_plane=4.0)
+
+
 def test_channels_that_do_not_exist(tmp_path: Path, open_slide: Opener) -> None:
     slide = channel_slide(tmp_path, ("A", "B"), (0.0, 2.0), "together")
     opened = open_slide(slide)

@@ -125,6 +125,20 @@ def test_spacing_missing_at_a_level(tmp_path: Path, open_slide: Opener, level: i
     assert sources[level] not in others
 
 
+def test_spacing_copied_from_level_0_is_not_believed(tmp_path: Path, open_slide: Opener) -> None:
+    """Of a level four times smaller, the ratio of sizes tells."""
+    slide, datasets = write_levels(tmp_path)
+    for ds in datasets:
+        ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.00025, 0.0005]
+    store_levels(slide, datasets)
+    opened = open_slide(slide)
+    for level, factor in zip(opened.levels, (1, 2, 4), strict=True):
+        assert level.mpp == pytest.approx((0.5 * factor, 0.25 * factor), rel=0.01)
+    assert opened.levels[2].mpp_source == "the ratio to another level"
+    assert opened.level_for_mpp(2.1).index == 2
+    assert [level.mpp for level in open_slide(slide, mpp=0.1).levels][2] == pytest.approx((0.4, 0.4), rel=0.01)
+
+
 def test_measures_per_frame(tmp_path: Path, open_slide: Opener) -> None:
     slide, (ds, *_) = write_levels(tmp_path, SIZES[1:2])
     measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence

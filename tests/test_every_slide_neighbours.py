@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pydicom
 import pytest
 from kinds_writer import (
     KEY,
@@ -13,6 +14,7 @@ from kinds_writer import (
     add_level,
     assert_image,
     assert_reads,
+    assert_same,
     blank,
     empty_canvas,
     frames_of,
@@ -21,10 +23,16 @@ from kinds_writer import (
     place_frames,
     store,
 )
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+    generate_uid,
+)
 from synthetic import make_slide, pattern
 
-from wsiweb import MetadataError, MetadataWarning
+from wsiweb import MetadataError, MetadataWarning, Slide, SlideNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +149,56 @@ def test_one_frame_of_a_sparse_level_off_the_matrix(tmp_path: Path, open_slide: 
     for n, place in enumerate(places[:2]):
         paint(canvas, place, tile_image(5 * n))
     assert_image(open_slide(slide), 0, canvas)
+
+
+def test_other_images_of_a_folder_are_no_second_slide(tmp_path: Path) -> None:
+    """A parametric map, or an enhanced CT, has VOLUME in its ImageType, too."""
+    slide = make_slide(tmp_path, sizes=((300, 220),))
+    other = blank(new_slide(tmp_path), (64, 48), tile_size=(64, 48))
+    other.SOPClassUID, other.Modality, other.SeriesInstanceUID = EnhancedCTImageStorage, "CT", generate_uid()
+    store(slide, other, [bytes(64 * 48 * 3)], name="ct")
+    with Slide.open(tmp_path) as opened:
+        assert_reads(opened, slide)
+
+
+def test_two_slides_of_a_folder_that_say_little_of_themselves(tmp_path: Path) -> None:
+    for name in "ab":
+        slide = new_slide(tmp_path / name)
+        ds = blank(slide)
+        del ds.ImageType
+        add_level(slide, ds, {KEY: pattern("rgb", *SIZE, salt=0)})
+    with pytest.raises(SlideNotFoundError, match=r"2 series of images.*series_uid="):
+        Slide.open(tmp_path)
+
+
+def test_reports_of_the_series_cost_no_request(tmp_path: Path, open_slide: Opener) -> None:
+    slide = make_slide(tmp_path, sizes=((300, 220),))
+    for n in range(3):
+        report = blank(slide)
+        for keyword in [element.keyword for element in report if element.keyword]:
+            if keyword not in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+                delattr(report, keyword)
+        report.SOPClassUID, report.Modality = ComprehensiveSRStorage, "SR"
+        report.SOPInstanceUID = generate_uid()
+        report.file_meta = pydicom.dataset.FileMetaDataset()
+        report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        report.save_as(tmp_path / f"report-{n}.dcm", enforce_file_format=True)
+    opened = open_slide(slide)
+    assert open_slide.requests() <= 1
+    assert_reads(opened, slide)
+
+
+@pytest.mark.parametrize("what", ["matrix", "frames"])
+def test_a_thumbnail_that_contradicts_itself(tmp_path: Path, open_slide: Opener, what: str) -> None:
+    """It claims the matrix of level 0, or frames that it has not: then it is one frame, or a level will do."""
+    slide = make_slide(tmp_path, sizes=((300, 220), (75, 55)))
+    ds = blank(slide, (60, 44), tile_size=(60, 44), flavor="THUMBNAIL")
+    if what == "matrix":
+        ds.TotalPixelMatrixColumns, ds.TotalPixelMatrixRows = 300, 220
+    picture = pattern("rgb", 60, 44, salt=9)
+    store(slide, ds, [picture.tobytes()] * (3 if what == "frames" else 1))
+    opened = open_slide(slide)
+    assert opened.thumbnail(50).shape == (37, 50, 3)
+    assert len(opened.patches(50, mask="otsu")) >= 0
+    if what == "matrix":
+        assert_same(opened.associated_images["thumbnail"], picture)

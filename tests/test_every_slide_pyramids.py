@@ -194,6 +194,28 @@ def test_two_scans_of_the_same_size_never_mix(
     assert_pyramids(open_slide, scans)
 
 
+@pytest.mark.parametrize("what", ["times", "origins", "frames of reference"])
+def test_a_level_that_is_there_twice_breaks_up_no_pyramid(tmp_path: Path, open_slide: Opener, what: str) -> None:
+    """Each instance has a time of its own, say: that tells no scans apart."""
+    slide, numbers = new_slide(tmp_path), itertools.count()
+
+    def change(ds: Dataset) -> None:
+        n = next(numbers)
+        if what == "times":
+            ds.AcquisitionDateTime = f"2024010112000{n}"
+        elif what == "origins":
+            moved_to(20 + 0.0001 * n, 40)(ds)
+        else:
+            ds.PyramidUID, ds.FrameOfReferenceUID = "1.2.3.4", generate_uid()
+
+    whole = add_pyramid(slide, (SIZE, (75, 55), (38, 28)), change, salt=0, names=("a", "b", "c"))
+    again = add_pyramid(slide, ((75, 55),), change, salt=50, names=("d",), base_mpp=1.0)
+    # Which of the two is a level of the pyramid, the lower UID says.
+    pair = whole.levels[1], again.levels[0]
+    whole.levels[1], again.levels[0] = sorted(pair, key=lambda level: level.instance_uids[0])
+    assert_pyramids(open_slide, [whole, again])
+
+
 def test_scans_that_nothing_tells_apart(tmp_path: Path, open_slide: Opener) -> None:
     """Both are there, no level shows both, and it is the same every time."""
     slide = new_slide(tmp_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from headers import Dataset, dataset, frame_group, places_in, sparse, tag, volume
+from headers import EXPLICIT, Dataset, dataset, frame_group, places_in, sparse, tag, volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,9 @@ from wsiweb.pyramid import build_pyramids
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+JPEG = "1.2.840.10008.1.2.4.50"
 
 
 def parse(header: Dataset) -> Instance:
@@ -53,6 +56,11 @@ def test_other_objects_are_none(sop_class: str | None) -> None:
     (["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"], "THUMBNAIL"),
     (["DERIVED", "PRIMARY", "REGIONLOCALIZER", "NONE"], None),
     (["ORIGINAL", "PRIMARY"], "VOLUME"),  # tiles tell
+    (["ORIGINAL", "PRIMARY", "", "NONE"], None),
+    (["", "PRIMARY", "VOLUME"], "VOLUME"),
+    ([None, "PRIMARY", "LABEL"], "LABEL"),
+    (["\\PRIMARY\\VOLUME"], "VOLUME"),
+    (["original", "primary", "volume", "none"], "VOLUME"),
     (None, "VOLUME"),
 ])  # fmt: skip
 def test_the_third_value_of_image_type_decides(image_type: list[str] | None, flavor: str | None) -> None:
@@ -62,7 +70,38 @@ def test_the_third_value_of_image_type_decides(image_type: list[str] | None, fla
 
 def test_a_single_frame_without_image_type_may_be_anything() -> None:
     header = volume(ImageType=None, NumberOfFrames=1, TotalPixelMatrixColumns=64, TotalPixelMatrixRows=48)
-    assert Instance.from_json(header) is None
+    with pytest.raises(MetadataError, match="ImageType does not tell"):
+        Instance.from_json(header)
+
+
+@pytest.mark.parametrize(("declared", "side"), [((250, 140), (64, 48)), ((60, 40), (60, 40)), ((64, 48), (64, 48))])
+def test_a_label_of_one_frame_is_no_larger_than_that(declared: tuple[int, int], side: tuple[int, int]) -> None:
+    """Some carry the matrix of level 0."""
+    label = parse(
+        volume(
+            ImageType=["ORIGINAL", "PRIMARY", "LABEL", "NONE"], NumberOfFrames=1,
+            TotalPixelMatrixColumns=declared[0], TotalPixelMatrixRows=declared[1],
+        )
+    )  # fmt: skip
+    assert (label.matrix_width, label.matrix_height) == side
+
+
+@pytest.mark.parametrize(
+    ("stored", "available", "known"),
+    [
+        (JPEG, None, JPEG),
+        (None, JPEG, JPEG),
+        (JPEG, EXPLICIT, JPEG),
+        (JPEG, [EXPLICIT, JPEG], JPEG),
+        (None, [EXPLICIT, JPEG], None),  # one of them, and nobody says which
+        (None, None, None),
+    ],
+)
+def test_what_is_stored_goes_before_what_is_available(
+    stored: str | None, available: str | list[str] | None, known: str | None
+) -> None:
+    header = volume(TransferSyntaxUID=stored, AvailableTransferSyntaxUID=available)
+    assert parse(header).transfer_syntax_uid == known
 
 
 # Values in odd forms ----------------------------------------------------------------------------------------
@@ -232,6 +271,19 @@ def test_paths_and_planes_of_frames() -> None:
     assert positions is not None
     assert [positions.path_identifiers[code] for code in positions.path_code] == ["A", "B", "A", None]
     np.testing.assert_array_equal(positions.z_um, [1.5, -2, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("names", [("1", "10"), ("CY3", "CY5"), (1, 10)])
+def test_bare_identifiers_of_paths(names: tuple[Any, ...]) -> None:
+    """Some servers send values that are no lists (static-wado)."""
+    header = sparse([(0, 0)] * 2)
+    groups = header[tag("PerFrameFunctionalGroupsSequence")]["Value"] = [frame_group(0, 0, path=name) for name in names]
+    for group in groups:
+        identifier = group[tag("OpticalPathIdentificationSequence")]["Value"][0][tag("OpticalPathIdentifier")]
+        identifier["Value"] = identifier["Value"][0]
+    positions = parse(header).positions
+    assert positions is not None
+    assert [positions.path_identifiers[code] for code in positions.path_code] == [str(name) for name in names]
 
 
 def test_a_frame_without_position_is_named() -> None:

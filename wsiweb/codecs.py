@@ -150,7 +150,9 @@ def decode(
     elif syntax == RLE or frame.media_type == RLE_MEDIA_TYPE:
         decoded = _decode_rle(frame.data, pixels)
     elif raw_length is not None:
-        decoded = _decode_raw(frame.data[:raw_length], pixels, big_endian=syntax == EXPLICIT_BIG_ENDIAN)
+        # On the web raw pixels are little endian, however they are stored (PS3.18 8.7.3.2).
+        big_endian = frame.transfer_syntax_uid == EXPLICIT_BIG_ENDIAN
+        decoded = _decode_raw(frame.data[:raw_length], pixels, big_endian=big_endian)
     else:
         raise _unknown_bytes(frame.data, syntax, _raw_lengths(pixels)[0])
     return _finish(decoded, pixels, visible)

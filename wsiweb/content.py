@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ class SlideContent:
                 distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
                 large = instance.matrix_width >= width and instance.matrix_height >= height
                 if large and abs(distortion - 1) < 0.01:
-                    return single_image(instance, position)
+                    with contextlib.suppress(MetadataError):  # then a level will do
+                        return single_image(instance, position)
         sufficient = [level for level in pyramid.levels if level.width >= width and level.height >= height]
         return sufficient[-1], pyramid.channel(sufficient[-1].index, None, None)
 

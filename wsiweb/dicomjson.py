@@ -157,11 +157,15 @@ class Attributes:
         values = value if isinstance(value, list) else [value]
         if vr not in _UNSPLIT_VRS and any(isinstance(item, str) and "\\" in item for item in values):
             values = [part for item in values for part in (item.split("\\") if isinstance(item, str) else [item])]
-        return [item for item in values if item is not None]
+        return values
 
     def strings(self, keyword: str) -> tuple[str, ...]:
-        """Return all values as text without padding; empty where absent."""
-        return tuple(text for value in self._values(keyword) if (text := _text(value)))
+        """Return all values that say something as text without padding; empty where absent."""
+        return tuple(text for text in self.texts(keyword) if text)
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """Return all values as text without padding, each in its place; empty where absent."""
+        return tuple("" if value is None else _text(value) for value in self._values(keyword))
 
     def string(self, keyword: str) -> str | None:
         """Return the first value as text without padding, or None."""
@@ -181,7 +185,7 @@ class Attributes:
         """
         numbers = []
         for value in self._values(keyword):
-            if isinstance(value, str) and not value.strip(" \0"):
+            if value is None or (isinstance(value, str) and not value.strip(" \0")):
                 continue
             try:
                 number = float(value.strip(" \0") if isinstance(value, str) else value)

@@ -130,10 +130,12 @@ def _columns(
 
 def _path_identifier(item: dict[str, Any], path_tag: str, identifier_tag: str) -> str | None:
     try:
-        path = item[path_tag]["Value"][0][identifier_tag]["Value"][0]
+        values = item[path_tag]["Value"][0][identifier_tag]["Value"]
+        if type(values) is list and type(values[0]) is str:
+            return values[0]
     except (KeyError, IndexError, TypeError):
-        return Attributes(item).first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
-    return path if type(path) is str else str(path) if isinstance(path, (int, float)) else None
+        pass
+    return Attributes(item).first_item("OpticalPathIdentificationSequence").string("OpticalPathIdentifier")
 
 
 def _plane_position(item: Attributes, shared_plane: Attributes) -> tuple[int | None, int | None, float]:

@@ -146,7 +146,7 @@ class Instance:
             return None
         uid = attributes.string("SOPInstanceUID") or "without SOPInstanceUID"
         try:
-            flavor = _flavor(attributes)
+            flavor = flavor_of(attributes)
             return None if flavor is None else _instance(attributes, flavor)
         except MetadataError as error:
             raise MetadataError(f"Instance {uid}: {error}") from error
@@ -158,32 +158,41 @@ def _micrometres(x_mm: float, y_mm: float) -> tuple[float, float] | None:
     return (x_um, y_um) if all(1e-6 <= axis <= 1e6 for axis in (x_um, y_um)) else None
 
 
-def _flavor(attributes: Attributes) -> str | None:
-    image_type = attributes.strings("ImageType")
+def flavor_of(attributes: Attributes) -> str | None:
+    """Return which of ``FLAVORS`` an image is (PS3.3 C.8.12.4.1.1); None for others.
+
+    Raises
+    ------
+    MetadataError
+        Nothing tells, or what would is malformed.
+    """
+    image_type = [text.upper() for text in attributes.texts("ImageType")]
     if len(image_type) > 2:
         return image_type[2] if image_type[2] in FLAVORS else None
     # Without the third value only a tiled image can be told from a label: it has more pixels than a frame.
     columns, width = attributes.integer("Columns"), attributes.integer("TotalPixelMatrixColumns")
     rows, height = attributes.integer("Rows"), attributes.integer("TotalPixelMatrixRows")
-    if None in (columns, width, rows, height):
-        return None
-    tiled = (width or 0) > (columns or 0) or (height or 0) > (rows or 0)
-    return "VOLUME" if tiled or (attributes.integer("NumberOfFrames") or 1) > 1 else None
+    tiled = (width or 0) > (columns or 0) > 0 or (height or 0) > (rows or 0) > 0
+    if not tiled and (attributes.integer("NumberOfFrames") or 1) <= 1:
+        raise MetadataError("its ImageType does not tell whether it is a level, a label or an overview.")
+    return "VOLUME"
 
 
 def _instance(attributes: Attributes, flavor: str) -> Instance:
     pixels = _pixel_format(attributes)
     volume = flavor == "VOLUME"
-    if not volume and attributes.integer("TotalPixelMatrixColumns") is None:
-        width, height = pixels.columns, pixels.rows
-    else:
-        width = attributes.required_integer("TotalPixelMatrixColumns")
-        height = attributes.required_integer("TotalPixelMatrixRows")
     number_of_frames = attributes.integer("NumberOfFrames")
     if number_of_frames is None:
         number_of_frames = 1
     if number_of_frames < 1:
         raise MetadataError(f"NumberOfFrames is {number_of_frames}.")
+    if not volume and attributes.integer("TotalPixelMatrixColumns") is None:
+        width, height = pixels.columns, pixels.rows
+    else:
+        width = attributes.required_integer("TotalPixelMatrixColumns")
+        height = attributes.required_integer("TotalPixelMatrixRows")
+        if not volume and number_of_frames == 1:  # some copy the matrix of level 0
+            width, height = min(width, pixels.columns), min(height, pixels.rows)
     organization = attributes.string("DimensionOrganizationType")
     shared = attributes.first_item("SharedFunctionalGroupsSequence")
     origin = attributes.first_item("TotalPixelMatrixOriginSequence")
@@ -231,10 +240,9 @@ def _first_known(*numbers: float | None) -> float:
 
 
 def _transfer_syntax(attributes: Attributes) -> str | None:
-    for keyword in ("AvailableTransferSyntaxUID", "TransferSyntaxUID"):
-        if uid := attributes.string(keyword):
-            return uid
-    return None
+    """Return that of what is stored, where it is known: what else is available may be several."""
+    available = attributes.strings("AvailableTransferSyntaxUID")
+    return attributes.string("TransferSyntaxUID") or (available[0] if len(available) == 1 else None)
 
 
 def _pixel_format(attributes: Attributes) -> PixelFormat:

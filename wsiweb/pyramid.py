@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from wsiweb.dicomjson import BinaryValue
     from wsiweb.metadata import Instance
 
+_LEVELS_APART = 1.5
+"""Factor by which a resolution may differ from what the size of its level says, before it is not believed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -98,12 +101,21 @@ class Pyramid:
             )
         plane = self.default_focal_plane if focal_plane is None else self._nearest_plane(focal_plane)
         channel = self.channels.get((level, path, plane))
-        if channel is None and optical_path is None and focal_plane is None:
-            # A level that lacks the default still has something to show.
-            channel = next((value for key, value in self.channels.items() if key[0] == level), None)
+        if channel is None and focal_plane is None:  # a level that lacks the default still has something to show
+            channel = self._next_best(level, path, plane) or (
+                None if optical_path is not None else self._next_best(level, None, plane)
+            )
         if channel is None:
             raise RegionError(f"Level {level} has no optical path {path!r} in the focal plane at {plane} µm.")
         return channel
+
+    def _next_best(self, level: int, optical_path: str | None, focal_plane: float) -> Channel | None:
+        """Return what a level has of an optical path (or, where None, of its first) that is nearest to a plane."""
+        of_level = [(path, plane) for index, path, plane in self.channels if index == level]
+        wanted = optical_path or next((path for path, _ in of_level), None)
+        planes = [plane for path, plane in of_level if path == wanted]
+        nearest = min(planes, key=lambda plane: (abs(plane - focal_plane), plane), default=None)
+        return None if wanted is None or nearest is None else self.channels[level, wanted, nearest]
 
     def icc_profile(self, optical_path: str) -> BinaryValue | None:
         """Return where the profile of an optical path is, of the finest level that has one."""
@@ -225,13 +237,7 @@ def _without_conflicts(images: list[Image]) -> list[list[Image]]:
     """Split images of which two claim the same channel of the same level, as two scans of one place do."""
     if not _conflict(images):
         return [images]
-    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
-        groups: defaultdict[object, list[Image]] = defaultdict(list)
-        for image in images:
-            groups[getattr(image.lead, name)].append(image)
-        if len(groups) > 1 and not any(map(_conflict, groups.values())):
-            return list(groups.values())
-    # Nothing tells them apart: the first of each by UID, the second of each, and so on.
+    # If nothing tells them apart: the first of each by UID, the second of each, and so on.
     layers: list[list[Image]] = []
     for image in sorted(images, key=lambda image: image.lead.address.instance_uid):
         layer = next((layer for layer in layers if not _conflict([*layer, image])), None)
@@ -239,6 +245,14 @@ def _without_conflicts(images: list[Image]) -> list[list[Image]]:
             layers.append([image])
         else:
             layer.append(image)
+    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
+        groups: defaultdict[object, list[Image]] = defaultdict(list)
+        for image in images:
+            groups[getattr(image.lead, name)].append(image)
+        # What each level has of its own does not tell pyramids apart.
+        few = 1 < len(groups) <= max(len(layers), len(images) // 2)
+        if few and not any(map(_conflict, groups.values())):
+            return list(groups.values())
     return layers
 
 
@@ -346,11 +360,19 @@ def _level_mpp(
     stated: bool,
 ) -> tuple[tuple[float, float] | None, str | None]:
     """Return the resolution of a level, and what it was taken from."""
-    own = next((lead for lead in leads if lead.mpp is not None), None)
-    if own is not None and own.mpp is not None and not stated:
-        return own.mpp, own.mpp_source
+    own_mpp, source = next(((lead.mpp, lead.mpp_source) for lead in leads if lead.mpp is not None), (None, None))
+    if own_mpp is not None and base.mpp is not None and _copied(own_mpp, base.mpp, ratios):
+        own_mpp = None
+    if own_mpp is not None and not stated:
+        return own_mpp, source
     if base_mpp is None:
         return None, None
-    if own is not None and own.mpp is not None and base.mpp is not None:  # keep the ratio, correct the scale
-        ratios = own.mpp[0] / base.mpp[0], own.mpp[1] / base.mpp[1]
+    if own_mpp is not None and base.mpp is not None:  # keep the ratio, correct the scale
+        ratios = own_mpp[0] / base.mpp[0], own_mpp[1] / base.mpp[1]
     return (base_mpp[0] * ratios[0], base_mpp[1] * ratios[1]), "stated" if stated else "the ratio to another level"
+
+
+def _copied(own_mpp: tuple[float, float], base_mpp: tuple[float, float], ratios: tuple[float, float]) -> bool:
+    """Whether a level has the resolution of another one's size, as where all of them carry that of level 0."""
+    shares = [own / (base * ratio) for own, base, ratio in zip(own_mpp, base_mpp, ratios, strict=True)]
+    return not all(1 / _LEVELS_APART < share < _LEVELS_APART for share in shares)

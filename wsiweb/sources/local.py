@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
+from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY, flavor_of
 from wsiweb.sources.base import SPREAD, EncodedFrame
 from wsiweb.sources.part10 import NotDicomError, Part10File
 from wsiweb.stats import ReadStats
@@ -109,8 +110,8 @@ class LocalSource:
 
     def _check_one_slide(self, datasets: list[JsonDataset]) -> None:
         """Refuse to mix slides that happen to lie together; series are opened as one only when they are named."""
-        images = [item for item in map(Attributes, datasets) if "VOLUME" in item.strings("ImageType")]
-        series = sorted({item.string("SeriesInstanceUID") or "" for item in images})
+        levels = filter(_is_level, map(Attributes, datasets))
+        series = sorted({item.string("SeriesInstanceUID") or "" for item in levels})
         if len(series) > 1 and not self._series_uids:
             raise SlideNotFoundError(
                 f"{', '.join(map(str, self._paths))} holds {len(series)} series of images: {', '.join(series)}. Name "
@@ -167,3 +168,10 @@ class LocalSource:
         """Close the files."""
         for file in self._files.values():
             file.close()
+
+
+def _is_level(item: Attributes) -> bool:
+    try:
+        return item.string("SOPClassUID") == VL_WHOLE_SLIDE_MICROSCOPY and flavor_of(item) == "VOLUME"
+    except MetadataError:  # it is reported later
+        return False

@@ -15,6 +15,7 @@ from wsiweb.dicomjson import Attributes
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
 from wsiweb.jsontext import loads
 from wsiweb.matching import SAFE_CHARACTERS
+from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import same_origin, without_secrets
@@ -116,7 +117,9 @@ class WebSource:
 
     def _whole(self, dataset: JsonDataset, series_url: str) -> JsonDataset:
         """Ask for an instance by itself where the series' metadata are an extract (Orthanc's MainDicomTags)."""
-        if "00280010" in dataset or (uid := Attributes(dataset).string("SOPInstanceUID")) is None:
+        attributes = Attributes(dataset)
+        uid, sop_class = attributes.string("SOPInstanceUID"), attributes.string("SOPClassUID")
+        if "00280010" in dataset or uid is None or sop_class not in (None, VL_WHOLE_SLIDE_MICROSCOPY):
             return dataset
         whole = self._json(f"{series_url}/instances/{uid}/metadata", what=f"The metadata of instance {uid}")
         return whole[0] if whole else dataset
