@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsiweb.colour import paint
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.resample import enlarge_bilinear, reduce_area
@@ -92,7 +93,7 @@ class View:
         """
         source, inside = self.source_of(region), region.intersection(self.bounds)
         if inside != region:
-            out[...] = background if out.ndim == 3 else background[0]
+            paint(out, background)
         if inside.empty:
             return
         dx, dy = inside.x - region.x, inside.y - region.y

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wsiweb.colour import paint
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 def fill(array: npt.NDArray[Any], plan: ReadPlan) -> None:
     """Paint the background, where the plan's frames leave gaps."""
-    array[...] = plan.background if array.ndim == 3 else plan.background[0]
+    paint(array, plan.background)
 
 
 def paste(array: npt.NDArray[Any], tile: npt.NDArray[Any], plan: ReadPlan, row: int) -> None:
