@@ -6,6 +6,7 @@ cost little memory and pickle small.
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,7 +55,7 @@ class Axis:
         return np.minimum(self.start + place * self.stride, self.last)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Grid:
     """Grids over one or more areas, row by row, one area after the other."""
 
@@ -64,15 +65,30 @@ class Grid:
     def __len__(self) -> int:
         return sum(x.count * y.count for x, y in self.areas)
 
+    @functools.cached_property
+    def _table(self) -> tuple[Integers, Integers, Integers, Integers]:
+        """Of all areas: the place of the first patch, patches in a row, and (start, stride, last) of both axes."""
+        counts = [x.count * y.count for x, y in self.areas]
+        axes = np.array([[(axis.start, axis.stride, axis.last) for axis in pair] for pair in self.areas], np.int64)
+        columns = np.array([max(x.count, 1) for x, _ in self.areas], np.int64)
+        return np.cumsum([0, *counts[:-1]], dtype=np.int64), columns, axes[:, 0].T.copy(), axes[:, 1].T.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"areas": self.areas}
+
     def positions(self, index: Integers) -> tuple[Integers, Integers]:
         """Return the left and the top edges of some patches, in pixels of the view."""
-        starts = np.cumsum([0] + [x.count * y.count for x, y in self.areas])
+        if len(self.areas) == 1:
+            ((x, y),) = self.areas
+            row, column = np.divmod(index, max(x.count, 1))
+            return x.at(column), y.at(row)
+        starts, columns, across, down = self._table
         area_of = np.searchsorted(starts, index, side="right") - 1
-        xs, ys = np.empty_like(index), np.empty_like(index)
-        for number, (x, y) in enumerate(self.areas):
-            mine = area_of == number if len(self.areas) > 1 else slice(None)
-            row, column = np.divmod(index[mine] - starts[number], max(x.count, 1))
-            xs[mine], ys[mine] = x.at(column), y.at(row)
+        row, column = np.divmod(index - starts[area_of], columns[area_of])
+        xs, ys = (
+            np.minimum(axes[0, area_of] + place * axes[1, area_of], axes[2, area_of])
+            for axes, place in ((across, column), (down, row))
+        )
         return xs, ys
 
 
