@@ -17,7 +17,7 @@ import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
 from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, read_tail
-from wsiweb.sources.pixeldata import EncapsulatedFrames, MemoryFile, NativeFrames, RandomAccessFile
+from wsiweb.sources.pixeldata import EncapsulatedFrames, MemoryFile, NativeFrames, RandomAccessFile, finding
 from wsiweb.transfer_syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ class Part10File:
             )
         frames = self._frames
         if frames is None:
-            frames = self._frames = self._find_frames(number)
+            with finding:
+                frames = self._frames = self._frames or self._find_frames(number)
         data = frames.read(self._file, frame_index)
         if not frames.whole(data):
             raise SourceError(

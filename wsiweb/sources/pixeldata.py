@@ -5,10 +5,12 @@ Offsets are 64-bit throughout and reads are positional, so any number of threads
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import threading
 import weakref
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,10 @@ _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x
 _STREAM_END = b"\xff\xd9"
 _MARKED_HEADS = (b"\xff\xd8", b"\xff\x4f")
 _seek_lock = threading.Lock()
+finding = threading.RLock()
+"""Held by the thread that looks for the frames of a file; others that read it wait for what it finds."""
+if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody will release
+    os.register_at_fork(before=finding.acquire, after_in_parent=finding.release, after_in_child=finding.release)
 
 
 class _Descriptor:
@@ -175,7 +181,7 @@ class EncapsulatedFrames:
         offsets = basic if extended_offsets is None else extended_offsets
         usable = len(offsets) == number_of_frames and not offsets[:1].any() and (np.diff(offsets) > 0).all()
         self._offsets: Offsets | None = offsets if usable else None
-        self._fragments: list[list[tuple[int, int]]] | None = None
+        self._fragments: _Fragments | None = None
 
     def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
         """Return the code stream of a frame, fragments joined; short or empty where the file is cut."""
@@ -185,10 +191,10 @@ class EncapsulatedFrames:
                 return data
             self._offsets = None  # the table lies
         if self._fragments is None:
-            self._fragments = self._group(file, *self._walk(file))
-        if frame_index >= len(self._fragments):
-            return b""
-        return b"".join(file.read(length, offset) for offset, length in self._fragments[frame_index])
+            with finding:
+                if self._fragments is None:
+                    self._fragments = self._group(file, *self._walk(file))
+        return self._fragments.read(file, frame_index)
 
     def whole(self, data: bytes) -> bool:
         """Whether a frame is all there, as far as its container tells."""
@@ -212,9 +218,9 @@ class EncapsulatedFrames:
                 return b""
             position += 8 + length
 
-    def _walk(self, file: RandomAccessFile | MemoryFile) -> tuple[list[int], list[int]]:
+    def _walk(self, file: RandomAccessFile | MemoryFile) -> tuple[Offsets, Offsets]:
         """Return offsets and lengths of all fragments."""
-        offsets, lengths = [], []
+        offsets, lengths = array("q"), array("q")
         position, end = self._first, file.size
         while position + 8 <= end:
             header = file.read(8, position)
@@ -226,32 +232,48 @@ class EncapsulatedFrames:
             offsets.append(position + 8)
             lengths.append(length)
             position += 8 + length
-        return offsets, lengths
+        return np.array(offsets, np.int64), np.array(lengths, np.int64)
 
-    def _group(
-        self, file: RandomAccessFile | MemoryFile, offsets: list[int], lengths: list[int]
-    ) -> list[list[tuple[int, int]]]:
+    def _group(self, file: RandomAccessFile | MemoryFile, offsets: Offsets, lengths: Offsets) -> _Fragments:
         """Assign fragments to frames."""
-        fragments = list(zip(offsets, lengths, strict=True))
+        count = len(offsets)
         if self._number_of_frames == 1:
-            return [fragments] if fragments else []
-        if len(fragments) <= self._number_of_frames:
-            return [[fragment] for fragment in fragments]
-        frames: list[list[tuple[int, int]]] = []
+            return _Fragments(np.array([0, count][: 1 + bool(count)], np.int64), offsets, lengths)
+        if count <= self._number_of_frames:
+            return _Fragments(np.arange(count + 1), offsets, lengths)
+        firsts: list[int] = []
         ended = True
-        for offset, length in fragments:
-            if not frames or (ended and file.read(4, offset).startswith(_STREAM_HEADS)):
-                frames.append([])
-            frames[-1].append((offset, length))
+        for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+            if not firsts or (ended and file.read(4, offset).startswith(_STREAM_HEADS)):
+                firsts.append(number)
             tail = file.read(4, offset + max(length - 4, 0)).rstrip(b"\0")
             # JPEG and JPEG 2000 end with FFD9, whatever fragments within them begin with; others have no such mark.
-            ended = tail.endswith(_STREAM_END) or not file.read(2, frames[-1][0][0]).startswith(_MARKED_HEADS)
-        if len(frames) != self._number_of_frames:
+            marked = file.read(2, int(offsets[firsts[-1]])).startswith(_MARKED_HEADS)
+            ended = tail.endswith(_STREAM_END) or not marked
+        if len(firsts) != self._number_of_frames:
             raise MetadataError(
-                f"{file.path}: {len(fragments)} fragments without an offset table cannot be told apart into "
-                f"{self._number_of_frames} frames; {len(frames)} of them begin a code stream."
+                f"{file.path}: {count} fragments without an offset table cannot be told apart into "
+                f"{self._number_of_frames} frames; {len(firsts)} of them begin a code stream."
             )
-        return frames
+        return _Fragments(np.array([*firsts, count], np.int64), offsets, lengths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fragments:
+    """Where the fragments of all frames lie; 24 bytes for each, of which there may be millions."""
+
+    firsts: Offsets
+    """Number of the first fragment of each frame, and of the one behind the last frame's."""
+    offsets: Offsets
+    lengths: Offsets
+
+    def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
+        """Return the fragments of a frame, joined; nothing where there is no such frame."""
+        if frame_index + 1 >= len(self.firsts):
+            return b""
+        mine = slice(*self.firsts[frame_index : frame_index + 2].tolist())
+        places = zip(self.lengths[mine].tolist(), self.offsets[mine].tolist(), strict=True)
+        return b"".join(itertools.starmap(file.read, places))
 
 
 def _join(items: bytes) -> bytes | None:
