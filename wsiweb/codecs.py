@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from wsiweb.codestream import Codestream, Coding, complete, inspect, jpeg_head
-from wsiweb.colour import ybr_full_to_rgb
+from wsiweb.colour import interleaved, ybr_full_to_rgb
 from wsiweb.decoders import decoder
 from wsiweb.errors import DecodeError, UnsupportedError
 from wsiweb.transfer_syntaxes import EXPLICIT_BIG_ENDIAN, NATIVE, RLE, RLE_MEDIA_TYPE, lossless, name, readable
@@ -313,7 +313,7 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
             raise TruncatedFrameError(f"A segment of the RLE code stream has {len(segment)} bytes, not {area}.")
         plane[:] = segment[:area]
     samples = planes[:, 0] if sample_bytes == 1 else planes[:, 0].astype(np.uint16) << 8 | planes[:, 1]
-    image = np.ascontiguousarray(samples.T).reshape(pixels.rows, pixels.columns, pixels.samples_per_pixel)
+    image = interleaved(samples.reshape(pixels.samples_per_pixel, pixels.rows, pixels.columns))
     return _Decoded(_stored_bits(image, pixels), pixels.photometric == "YBR_FULL")
 
 
@@ -328,7 +328,7 @@ def _decode_raw(data: bytes, pixels: PixelFormat, *, big_endian: bool) -> _Decod
         luma = quads[..., :2].reshape(pixels.rows, pixels.columns, 1)
         return _Decoded(np.concatenate([luma, chroma], axis=2), ybr=True)
     if pixels.planar_configuration == 1:
-        image = np.ascontiguousarray(flat.reshape(3, pixels.rows, pixels.columns).transpose(1, 2, 0))
+        image = interleaved(flat.reshape(3, pixels.rows, pixels.columns))
     else:
         image = flat.reshape(pixels.rows, pixels.columns, 3)
     return _Decoded(_stored_bits(image, pixels), pixels.photometric == "YBR_FULL")

@@ -59,3 +59,11 @@ def ybr_full_to_rgb(ybr: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     rgb = np.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1)
     rounded: npt.NDArray[np.uint8] = np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
     return rounded
+
+
+def interleaved(planes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return ``(samples, h, w)`` as ``(h, w, samples)``: sample by sample, which numpy does sooner than all at once."""
+    pixels = np.empty((*planes.shape[1:], len(planes)), planes.dtype)
+    for sample, plane in enumerate(planes):
+        pixels[..., sample] = plane
+    return pixels

@@ -29,8 +29,8 @@ class Palette:
 
     def apply(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Turn ``(h, w)`` indices into ``(h, w, 3)`` RGB."""
-        rows = np.clip(indices.astype(np.int32) - self.first, 0, len(self.colours) - 1)
-        coloured: npt.NDArray[np.uint8] = self.colours[rows]
+        rows = indices.astype(np.int32) - self.first if self.first else indices
+        coloured: npt.NDArray[np.uint8] = np.take(self.colours, rows, axis=0, mode="clip")
         return coloured
 
 

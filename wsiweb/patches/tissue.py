@@ -54,8 +54,9 @@ class Otsu:
 
 
 def _saturation(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    most = image.max(axis=2).astype(np.uint16)
-    spread = most - image.min(axis=2)
+    red, green, blue = (np.ascontiguousarray(image[..., sample]) for sample in range(3))  # the last axis is too short
+    most = np.maximum(np.maximum(red, green), blue).astype(np.uint16)
+    spread = most - np.minimum(np.minimum(red, green), blue)
     saturation: npt.NDArray[np.uint8] = (spread * np.uint16(255) // np.maximum(most, 1)).astype(np.uint8)
     return saturation
 
