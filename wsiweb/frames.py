@@ -193,10 +193,9 @@ class SparseTileIndex:
 
 def _without_covered(tiles: TileTable) -> TileTable:
     """Drop frames that a later one at the very same place hides."""
-    across = tiles.x - tiles.x.min()
-    place = (tiles.y - tiles.y.min()) * (across.max() + 1) + across
-    _, last = np.unique(place[::-1], return_index=True)
-    return _rows(tiles, np.sort(len(tiles) - 1 - last))
+    order = np.lexsort((tiles.x, tiles.y))  # stable: of those at one place, the last stays the last
+    moved = (np.diff(tiles.x[order]) != 0) | (np.diff(tiles.y[order]) != 0)
+    return _rows(tiles, np.sort(order[np.append(moved, True)]))
 
 
 def _rows(tiles: TileTable, rows: npt.NDArray[np.intp]) -> TileTable:

@@ -49,6 +49,8 @@ def read_palette(attributes: Attributes) -> Palette:
             raise MetadataError(f"{colour}PaletteColorLookupTableDescriptor has {len(descriptor)} values, not 3.")
         entries = descriptor[0] % _MAX_ENTRIES or _MAX_ENTRIES
         first, bits = descriptor[1], descriptor[2]
+        if not -32_768 <= first <= 65_535:  # SS or US
+            raise MetadataError(f"{colour}PaletteColorLookupTableDescriptor begins at {first:g}.")
         plain = attributes.binary(f"{colour}PaletteColorLookupTableData")
         segmented = attributes.binary(f"Segmented{colour}PaletteColorLookupTableData")
         value = plain or segmented

@@ -27,6 +27,10 @@ _LEVELS_APART = 1.5
 """Factor by which a resolution may differ from what the size of its level says, before it is not believed."""
 
 
+_LONGEST_NUMBER = 16
+"""Digits of an identifier that is ordered as a number: all that SH has room for (PS3.5 6.2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """One resolution of a pyramid."""
@@ -322,7 +326,7 @@ def _path_order(image: Image, position: int, series: list[str]) -> tuple[object,
     Where each instance declares but its own, by the first that it declares, numbers by value.
     """
     address, identifier = image.lead.address, image.lead.optical_paths[0].identifier
-    number = int(identifier) if identifier.isdecimal() else -1
+    number = int(identifier) if identifier.isdecimal() and len(identifier) <= _LONGEST_NUMBER else -1
     return series.index(address.series_uid), position, number, identifier, address.instance_uid
 
 
