@@ -84,7 +84,7 @@ class LocalSource:
                 if named:
                     raise SlideNotFoundError(str(error)) from error
                 continue
-            except MetadataError as error:
+            except (MetadataError, SourceError) as error:
                 if named:
                     raise
                 problems.append(str(error))
@@ -125,8 +125,8 @@ class LocalSource:
                 for folder, subfolders, names in os.walk(path):
                     subfolders.sort()
                     for name in sorted(names):
-                        if not name.startswith("."):
-                            yield Path(folder, name), False
+                        if not name.startswith(".") and (file := Path(folder, name)).is_file():
+                            yield file, False
             elif path.exists():
                 yield path, True
             else:
