@@ -107,7 +107,7 @@ class ReadOptions:
             low, high = ranges[field.name]
             whole = not field.name.endswith("_seconds")
             number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-            if not number or not low <= float(value) <= high:
+            if not number or not low <= value <= high:
                 kind = "an integer" if whole else "a number"
                 raise ValueError(f"{field.name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
 
