@@ -60,7 +60,7 @@ def export_png(
         raise RegionError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
     check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
     channel = channels[0]
-    bands = list(_bands(level, region, 3 if channel.colour else channel.dtype.itemsize))
+    bands = _bands(level, region, 3 if channel.colour else channel.dtype.itemsize)
     profile = profile_of() if channel.colour else None
     embedded = icc_profiles.srgb_profile() if profile and to_srgb else profile
     arrays = RegionArrays(
