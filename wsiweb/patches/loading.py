@@ -38,9 +38,9 @@ def load(path: str | os.PathLike[str], slide: Slide) -> PatchPlan:
     """
     path = Path(path)
     suffix = suffix_of(path)
-    if suffix in (".h5", ".hdf5"):
-        return _load_h5(path, slide)
     try:
+        if suffix in (".h5", ".hdf5"):
+            return _load_h5(path, slide)
         if suffix == ".npz":
             with path.open("rb") as stream, np.load(stream) as found:
                 columns = {name: found[name] for name in found.files}
