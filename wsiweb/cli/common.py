@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import markup
 from rich.console import Console
 from rich.text import Text
 
@@ -87,4 +88,4 @@ def cell(value: object) -> Text:
 
 def escaped(text: str) -> str:
     """Return text in which rich sees no markup."""
-    return text.replace("[", "\\[")
+    return markup.escape(text)
