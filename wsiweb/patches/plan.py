@@ -60,9 +60,9 @@ class PatchPlan:
     mask: TissueMask | None = None
     min_tissue: float = 0.0
     areas: tuple[Rectangle, ...] = ()
+    """That the grid covers, in pixels of the view."""
     mask_lost: bool = False
     """Whether the mask that chose the patches is not known any more: files do not keep it."""
-    """That the grid covers, in pixels of the view."""
 
     # What is known without reading -----------------------------------------------------------------
 
