@@ -73,8 +73,7 @@ def check_metadata(source: ToldSource, service: WatchedService) -> Check:
 
 def _refers(dataset: JsonDataset) -> int:
     """Count the BulkDataURIs where slides have them: at the top, and in optical paths."""
-    items = dataset.get("00480105", {}).get("Value") or ()
-    places = [dataset, *(item for item in items if isinstance(item, dict))]
+    places = [dataset, *Attributes(dataset).raw_items("OpticalPathSequence")]
     return sum(isinstance(element, dict) and "BulkDataURI" in element for place in places for element in place.values())
 
 
