@@ -13,7 +13,7 @@ from wsiweb.cache import Keep
 from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.files import whole, writable
 from wsiweb.geometry import Rectangle
-from wsiweb.plan import check_region
+from wsiweb.plan import RegionPlanner, check_region
 from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
 from wsiweb.regions import RegionArrays
 from wsiweb.resolution import view_of_level
@@ -67,8 +67,7 @@ def export_png(
         reader,
         view_of_level(level),
         bands,
-        channels,
-        stacked=False,
+        RegionPlanner(level, channels, stacked=False),
         profile=profile if to_srgb else None,
         ahead_bytes=min(AHEAD_BYTES, reader.options.readahead_bytes),
         keep=Keep.ON_TRIAL,

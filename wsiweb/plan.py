@@ -114,22 +114,27 @@ class RegionPlanner:
         self._stacked = stacked
         self._channels = len(channels)
         lead = channels[0]
+        self.colour = lead.colour
+        """Whether pixels are RGB."""
         self._last_axis: tuple[int, ...] = (3,) if lead.colour else ()
         if stacked:
             self._last_axis = (len(channels),)
         self._dtype = lead.dtype if len(channels) == 1 else np.result_type(*(channel.dtype for channel in channels))
-        self._background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
+        self.pixel_bytes = math.prod(self._last_axis) * self._dtype.itemsize
+        """Of the output."""
+        self.background = tuple(channel.background[0] for channel in channels) if stacked else lead.background
+        """Value of what no frame shows, one a sample (or a stacked channel)."""
 
     def bytes_of(self, region: Rectangle) -> int:
         """Return the size of a region's array."""
-        return region.w * region.h * math.prod(self._last_axis) * self._dtype.itemsize
+        return region.w * region.h * self.pixel_bytes
 
     def nothing(self) -> ReadPlan:
         """Plan to read nothing: what stands for a region that cannot be planned."""
         return ReadPlan(
             shape=(0, 0, *self._last_axis),
             dtype=self._dtype,
-            background=self._background,
+            background=self.background,
             keys=[],
             boxes=[],
             channel_of=None,
@@ -160,7 +165,7 @@ class RegionPlanner:
         plan = ReadPlan(
             shape=(region.h, region.w, *self._last_axis),
             dtype=self._dtype,
-            background=self._background,
+            background=self.background,
             keys=keys,
             boxes=boxes,
             channel_of=channel_of if self._stacked else None,

@@ -14,16 +14,15 @@ from wsiweb.board import Job
 from wsiweb.cache import Keep
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.plan import RegionPlanner
 from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
-    from wsiweb.images import Channel
     from wsiweb.memory import Empty
+    from wsiweb.plan import RegionPlanner
     from wsiweb.reader import Reader
     from wsiweb.resolution import View
 
@@ -71,8 +70,8 @@ class RegionArrays:
         Runs the plans.
     view, regions
         What to read: rectangles that touch the view.
-    channels, stacked
-        As for ``RegionPlanner``.
+    planner
+        Of the view's level.
     outs
         Arrays to fill and yield, one a region; None makes new ones.
     profile
@@ -86,9 +85,8 @@ class RegionArrays:
         reader: Reader,
         view: View,
         regions: Iterable[Rectangle],
-        channels: Sequence[Channel],
+        planner: RegionPlanner,
         *,
-        stacked: bool,
         outs: Iterable[Pixels] | None = None,
         profile: bytes | None = None,
         ahead_bytes: int | None = None,
@@ -96,14 +94,11 @@ class RegionArrays:
         single: bool = True,
     ) -> None:
         self._reader = reader
-        background = tuple(c.background[0] for c in channels) if stacked else channels[0].background
         self._profile = profile
         outs = iter(outs) if outs is not None else None
         direct = not view.resampled  # a level's own pixels go straight where they belong
         self._targets = None if direct else outs
         drawn: deque[int] = deque()  # how many bands what was planned and is not read yet has
-
-        planner = RegionPlanner(view.level, channels, stacked=stacked)
 
         def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Job:
             n_bytes = max(planner.bytes_of(source), planner.bytes_of(region))
@@ -121,7 +116,7 @@ class RegionArrays:
                 bands = _bands(view, region)
                 drawn.append(len(bands))
                 empty = reader.memory.alone if single else reader.memory.empty
-                whole = _Bands(view, region, background, empty, reader.memory.empty)
+                whole = _Bands(view, region, planner.background, empty, reader.memory.empty)
                 for band in bands:
                     yield planned(view.source_of(band), band, functools.partial(whole.finish, band))
 

@@ -15,7 +15,7 @@ from wsiweb.errors import RegionError, SlideNotFoundError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.level import SlideLevel
 from wsiweb.options import ReadOptions
-from wsiweb.plan import check_region
+from wsiweb.plan import RegionPlanner, check_region
 from wsiweb.pyramid import Level, Pyramid, single_image
 from wsiweb.reader import Reader
 from wsiweb.regions import Region, RegionArrays, integer, rectangle
@@ -205,9 +205,10 @@ class Slide:
     @property
     def icc_profile(self) -> bytes | None:
         """ICC profile of the default optical path, or None. May cost one request, once."""
-        return self._icc_profile(self.optical_paths[0])
+        return self._icc_profile(None)
 
-    def _icc_profile(self, optical_path: str) -> bytes | None:
+    def _icc_profile(self, optical_path: str | None) -> bytes | None:
+        optical_path = self.optical_paths[0] if optical_path is None else optical_path
         if optical_path not in self._icc_profiles:
             value = self._pyramid.icc_profile(optical_path)
             profile = None if value is None else value.inline
@@ -333,10 +334,7 @@ class Slide:
         width, height = (max(round(side * factor), 1) for side in base.size)
         level, channel = self._content.thumbnail(self._pyramid, width, height)
         scale = level.width / width, level.height / height
-        view = View(level, width, height, scale, None)
-        pixel_bytes, limit = channel.dtype.itemsize * (3 if channel.colour else 1), self._options.max_region_bytes
-        check_region(view.bounds, view.bounds, where="The thumbnail", itemsize=pixel_bytes, max_region_bytes=limit)
-        return next(RegionArrays(self._running(), view, [view.bounds], [channel], stacked=False))
+        return self._whole(View(level, width, height, scale, None), channel, "The thumbnail")
 
     def level_for_mpp(self, mpp: float) -> SlideLevel:
         """Return the coarsest level at least as fine as ``mpp`` µm a pixel in both axes, within 1 %.
@@ -465,7 +463,7 @@ class Slide:
             region,
             channels,
             compression=compression,
-            profile_of=lambda: self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path),
+            profile_of=lambda: self._icc_profile(optical_path),
             to_srgb=icc == "srgb",
             progress=progress,
         )
@@ -515,6 +513,16 @@ class Slide:
             raise RegionError('optical_path="all" stacks monochrome optical paths; this slide is in colour.')
         return channels, True
 
+    def _planner(self, level: Level, optical_path: str | None, focal_plane: float | None) -> RegionPlanner:
+        channels, stacked = self._channels(level, optical_path, focal_plane)
+        return RegionPlanner(level, channels, stacked=stacked)
+
+    def _whole(self, view: View, channel: Channel, name: str) -> Pixels:
+        """Return all of a view as one array."""
+        planner, limit = RegionPlanner(view.level, [channel], stacked=False), self._options.max_region_bytes
+        check_region(view.bounds, view.bounds, where=name, itemsize=planner.pixel_bytes, max_region_bytes=limit)
+        return next(RegionArrays(self._running(), view, [view.bounds], planner))
+
     def _read(
         self,
         view: View,
@@ -528,12 +536,11 @@ class Slide:
     ) -> RegionArrays:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
-        channels, stacked = self._channels(view.level, optical_path, focal_plane)
+        planner = self._planner(view.level, optical_path, focal_plane)
         rectangles: Iterable[Rectangle] = (
             region if isinstance(region, Rectangle) else rectangle(region) for region in regions
         )
-        itemsize = channels[0].dtype.itemsize * (len(channels) if stacked else 3 if channels[0].colour else 1)
-        limit = self._options.max_region_bytes
+        itemsize, limit = planner.pixel_bytes, self._options.max_region_bytes
         keep, single = Keep.ON_TRIAL, False  # what a pass over much leaves behind is seldom needed again
         if check:
             rectangles = checked = list(rectangles)
@@ -545,11 +552,9 @@ class Slide:
         reader = self._running()
         reader.check_open()
         profile = None
-        if icc == "srgb" and channels[0].colour:
-            profile = self._icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
-        return RegionArrays(
-            reader, view, rectangles, channels, stacked=stacked, outs=outs, profile=profile, keep=keep, single=single
-        )
+        if icc == "srgb" and planner.colour:
+            profile = self._icc_profile(optical_path)
+        return RegionArrays(reader, view, rectangles, planner, outs=outs, profile=profile, keep=keep, single=single)
 
     def _fits(self, view: View, region: Rectangle, itemsize: int) -> bool:
         """Whether the tile cache holds what a region shows: else all the rest would go, and its own beginning."""
@@ -621,8 +626,7 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
             raise KeyError(f"{name}: this slide has {', '.join(self._positions) or 'no associated images'}")
         position = self._positions[name]
         level, channel = single_image(self._slide._content.instances[position], position)  # noqa: SLF001
-        view = resolution.view_of_level(level)
-        return next(RegionArrays(self._slide._running(), view, [view.bounds], [channel], stacked=False))  # noqa: SLF001
+        return self._slide._whole(resolution.view_of_level(level), channel, f"The {name}")  # noqa: SLF001
 
     def __contains__(self, name: object) -> bool:  # Mapping's would fetch the image
         return name in self._positions

@@ -130,7 +130,7 @@ def region(
             from wsiweb.icc import srgb_profile  # noqa: PLC0415
 
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
-            profile = slide._icc_profile(optical_path or slide.optical_paths[0])  # noqa: SLF001
+            profile = slide._icc_profile(optical_path)  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
         stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
 

@@ -17,7 +17,6 @@ from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.files import whole
 from wsiweb.geometry import Rectangle
-from wsiweb.plan import RegionPlanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,8 +173,7 @@ def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
     if view.resampled or tuple(plan.size) != tuple(view.level.tile_size):
         return {}
     reader, content = slide._running(), slide._content  # noqa: SLF001
-    channels, _ = slide._channels(view.level, None, None)  # noqa: SLF001
-    planner = RegionPlanner(view.level, channels, stacked=False)
+    planner = slide._planner(view.level, None, None)  # noqa: SLF001
     found: dict[int, bytes] = {}
     for row, (x, y) in enumerate(zip(batch.x.tolist(), batch.y.tolist(), strict=True)):
         read = planner.plan(Rectangle(x, y, *plan.size))
