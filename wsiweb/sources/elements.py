@@ -78,7 +78,7 @@ def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_end
     table: tuple[int, int] | None = None
     try:
         while position + 8 <= len(data):
-            tag, length, value, is_sequence = walker.header(position)
+            tag, length, value = walker.header(position)
             if tag in _PIXEL_DATA_OF_ANY_KIND:
                 return Tail(
                     groups, table, tag, value, length, big_endian and data[position + 4 : position + 6] == b"OW"
@@ -87,8 +87,8 @@ def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_end
                 table = value, length
             if tag == PER_FRAME_GROUPS:
                 groups, position = walker.items(value, length, depth=0)
-            elif is_sequence or length == _UNDEFINED:
-                position = walker.items(value, length, depth=0)[1] if length == _UNDEFINED else value + length
+            elif length == _UNDEFINED:
+                position = walker.items(value, length, depth=0)[1]
             else:
                 position = value + length
     except (struct.error, IndexError) as error:
@@ -107,7 +107,7 @@ def read_items(data: bytes, *, implicit: bool) -> list[dict[str, Any]]:
     start = 0
     walker = _Walker(data, implicit=implicit, big_endian=False)
     if data[4:6] == b"SQ" or int.from_bytes(data[:2], "little") == PER_FRAME_GROUPS >> 16:
-        _, _, start, _ = walker.header(0)  # the whole element was sent, and not its value alone
+        _, _, start = walker.header(0)  # the whole element was sent, and not its value alone
     return walker.items(start, len(data) - start, depth=0)[0]
 
 
@@ -123,17 +123,16 @@ class _Walker:
         self._long = struct.Struct(f"{order}I")
         self._signed = struct.Struct(f"{order}i")
 
-    def header(self, position: int) -> tuple[int, int, int, bool]:
-        """Return tag, length, offset of the value, and whether it is a sequence."""
+    def header(self, position: int) -> tuple[int, int, int]:
+        """Return tag, length, and offset of the value."""
         data = self._data
         group, element, length = self._head.unpack_from(data, position)
         tag = group << 16 | element
         if self._implicit or group == 0xFFFE:
-            return tag, length, position + 8, tag in _SEQUENCES
-        vr = data[position + 4 : position + 6]
-        if vr in _LONG_VRS:
-            return tag, self._long.unpack_from(data, position + 8)[0], position + 12, vr == b"SQ"
-        return tag, self._short.unpack_from(data, position + 6)[0], position + 8, False
+            return tag, length, position + 8
+        if data[position + 4 : position + 6] in _LONG_VRS:
+            return tag, self._long.unpack_from(data, position + 8)[0], position + 12
+        return tag, self._short.unpack_from(data, position + 6)[0], position + 8
 
     def items(self, position: int, length: int, depth: int) -> tuple[list[dict[str, Any]], int]:
         """Return the items of a sequence, and the offset after it."""
@@ -142,7 +141,7 @@ class _Walker:
         found: list[dict[str, Any]] = []
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, item_length, position, _ = self.header(position)
+            tag, item_length, position = self.header(position)
             if tag == _SEQUENCE_END:
                 break
             if tag != _ITEM:
@@ -157,7 +156,7 @@ class _Walker:
         found: dict[str, Any] = {}
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, value_length, value, is_sequence = self.header(position)
+            tag, value_length, value = self.header(position)
             if tag == _ITEM_END:
                 return found, value
             if tag in _SEQUENCES:
@@ -167,7 +166,7 @@ class _Walker:
                 position = self.items(value, value_length, depth + 1)[1]
             else:
                 position = value + value_length
-                if not is_sequence and tag in _VALUES:
+                if tag in _VALUES:
                     found[_NAMES[tag]] = self._value(tag, value, value_length)
         _check_delimited(length)
         return found, position
