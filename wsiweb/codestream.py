@@ -9,6 +9,10 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Coding(enum.Enum):
@@ -88,19 +92,25 @@ def jpeg_head(data: bytes) -> bytes | None:
     return head if stop > 0 and _walk_jpeg_head(head)[1] == stop else None
 
 
-def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
-    """Return where the code stream lies within the boxes of a JP2 file (ITU-T T.800 I.4)."""
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each box, and where its content begins and ends (ITU-T T.800 I.4, ISO/IEC 18181-2 9)."""
     position = 0
     while position + 8 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         start = position + 8
         if size == 1:
             size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
-        if kind == b"jp2c":
-            return start, position + size if size else len(data)
-        if size < 8:
-            break
+        yield kind, start, position + size if size else len(data)
+        if size < 8:  # the last box, or nonsense
+            return
         position += size
+
+
+def _jpeg2000_codestream(data: bytes) -> tuple[int, int]:
+    """Return where the code stream lies within a JP2 file."""
+    for kind, start, stop in _boxes(data):
+        if kind == b"jp2c":
+            return start, stop
     return len(data), len(data) + 1  # there is none: incomplete
 
 
@@ -187,23 +197,15 @@ def _inspect_jpeg2000(data: bytes) -> Codestream:
 
 
 def _inspect_jpegxl_boxes(data: bytes) -> Codestream:
-    """Find the (first part of the) code stream, and whether it is a recompressed JPEG (ISO/IEC 18181-2 9)."""
-    position, stream, holds_jpeg = 0, Codestream(Coding.JPEG_XL), False
-    while position + 8 <= len(data):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        start = position + 8
-        if size == 1:
-            size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+    """Find the (first part of the) code stream, and whether it is a recompressed JPEG."""
+    holds_jpeg = False
+    for kind, start, _ in _boxes(data):
         if kind == b"jbrd":
             holds_jpeg = True
         elif kind in (b"jxlc", b"jxlp"):
-            start += 4 if kind == b"jxlp" else 0
-            stream = _inspect_jpegxl(data[start : start + 64])
-            break
-        if size < 8:  # the last box, or nonsense
-            break
-        position += size
-    return replace(stream, holds_jpeg=holds_jpeg)
+            begin = start + (4 if kind == b"jxlp" else 0)
+            return replace(_inspect_jpegxl(data[begin : begin + 64]), holds_jpeg=holds_jpeg)
+    return Codestream(Coding.JPEG_XL, holds_jpeg=holds_jpeg)
 
 
 def _inspect_jpegxl(data: bytes) -> Codestream:
