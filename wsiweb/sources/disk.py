@@ -130,9 +130,6 @@ class DiskCachedSource:
         self._cache = cache
         self._uids = uids
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy is closed by itself, and may live in another process.
         self.__dict__.update(state, _source=copy.copy(state["_source"]), _cache=copy.deepcopy(state["_cache"]))
