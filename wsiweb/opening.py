@@ -80,8 +80,10 @@ def open_source(
     options: ReadOptions,
 ) -> FrameSource:
     """Return the source that ``place`` names; see ``Slide.open`` for its forms."""
-    if isinstance(place, str) and place.lower().startswith(("http://", "https://")):
-        return _web_source(place, study_uid, series_uids, connection, options)
+    if _is_url(place):
+        _, _, study, series = split_series_url(place)
+        service = service_at(place, connection, options)
+        return _service_source(service, study_uid or study, series_uids or series, options)
     if isinstance(place, (str, os.PathLike)):
         return _local_source([place], study_uid, series_uids)
     if isinstance(place, (list, tuple)):
@@ -105,15 +107,8 @@ def _local_source(
     return LocalSource(paths, study_uid=study_uid, series_uids=series_uids, report=report)
 
 
-def _web_source(
-    url: str,
-    study_uid: str | None,
-    series_uids: tuple[str, ...],
-    connection: Connection,
-    options: ReadOptions,
-) -> FrameSource:
-    _, _, study, series = split_series_url(url)
-    return _service_source(service_at(url, connection, options), study_uid or study, series_uids or series, options)
+def _is_url(place: Any) -> bool:
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
 
 
 def service_at(url: str, connection: Connection, options: ReadOptions) -> Service:
@@ -175,7 +170,7 @@ def searchable(place: Any, connection: Connection, options: ReadOptions) -> WebS
     SlideNotFoundError
         It names no service.
     """
-    if isinstance(place, str) and place.lower().startswith(("http://", "https://")):
+    if _is_url(place):
         return WebSource(service_at(place, connection, options), "", (), options)
     service = service_of(place, options)
     if service is None or connection != Connection():
@@ -323,7 +318,7 @@ def _looked_up(what: str, uid: str, ask: Callable[[], list[str]]) -> list[str]: 
 
 
 def instances_of(
-    source: FrameSource, *, photometric: str | None, report: Callable[[str], None] = report
+    source: FrameSource, *, photometric: str | None, report: Callable[[str], None]
 ) -> tuple[list[Instance], list[JsonDataset]]:
     """Ask for the metadata; return the whole-slide instances and their datasets.
 
