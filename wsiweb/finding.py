@@ -184,4 +184,9 @@ def _by_study(source: WebSource, filters: list[Filter], limit: int | None) -> It
                 continue
             for found in series.pages(f"/studies/{uid}/series", None):
                 for dataset in found:
-                    yield {**study, **{tag: element for tag, element in dataset.items() if "Value" in element}}
+                    told = {
+                        tag: element
+                        for tag, element in dataset.items()
+                        if isinstance(element, dict) and "Value" in element
+                    }
+                    yield {**study, **told}
