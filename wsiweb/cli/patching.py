@@ -18,6 +18,7 @@ from wsiweb.cli.common import (
     Token,
     User,
     app,
+    escaped,
     open_slide,
     stderr,
     stdout,
@@ -95,7 +96,8 @@ def patches(
         typer.echo(json.dumps(facts))
     else:
         did = "would be" if dry_run else "are"
-        stdout.print(f"{cost.patches} patches {did} in {output}: {cost.frames} frames, about {cost.bytes / 1e6:.1f} MB")
+        where, megabytes = escaped(output), cost.bytes / 1e6
+        stdout.print(f"{cost.patches} patches {did} in {where}: {cost.frames} frames, about {megabytes:.1f} MB")
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def thumbnail(
 
         image = slide.thumbnail(max_size)
         write_png(output, image, mpp=None)
-    stderr.print(f"{output}: {image.shape[1]} x {image.shape[0]} px")
+    stderr.print(f"{escaped(str(output))}: {image.shape[1]} x {image.shape[0]} px")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # so that x and y may be negative
@@ -132,7 +132,8 @@ def region(
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
             profile = slide._icc_profile(optical_path)  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
-        stderr.print(f"{output}: {w} x {h} px, {slide.stats.frames} frames in {slide.stats.requests} requests")
+        cost = f"{slide.stats.frames} frames in {slide.stats.requests} requests"
+        stderr.print(f"{escaped(str(output))}: {w} x {h} px, {cost}")
 
 
 def _note_outside(slide: Slide, level: int, region: Region) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.markup import escape
 
 from wsiweb import ReadOptions
 from wsiweb.demo.slide import default_cache_folder, make_demo_slide
@@ -69,11 +70,13 @@ def _served_demo_slide(console: Console) -> Iterator[str]:
     seconds = time.perf_counter() - started
     size = sum(path.stat().st_size for path in folder.iterdir())
     made = f"made in {seconds:.1f} s" if seconds > 0.5 else "made before"
-    console.print(f"[bold]A slide[/bold], {made}: {folder} ({size / 1e6:.0f} MB of DICOM files)")
+    console.print(f"[bold]A slide[/bold], {made}: {escape(str(folder))} ({size / 1e6:.0f} MB of DICOM files)")
     with DicomWebServer(folder) as server:
         console.print(f"[bold]A DICOMweb server[/bold] on this computer: {server.url}\n")
         yield server.series_urls()[0]
-    console.print(f'The server is gone now, the slide stays: [cyan]Slide.open("{folder}")[/cyan]', soft_wrap=True)
+    console.print(
+        f'The server is gone now, the slide stays: [cyan]Slide.open("{escape(str(folder))}")[/cyan]', soft_wrap=True
+    )
 
 
 def _tour(
@@ -84,7 +87,7 @@ def _tour(
     started = time.perf_counter()
     with Slide.open(place, options=options, **connection) as slide:
         seconds = time.perf_counter() - started
-        console.print(f'slide = Slide.open("{place}")', style="cyan", soft_wrap=True)
+        console.print(f'slide = Slide.open("{place}")', style="cyan", soft_wrap=True, markup=False)
         console.print(f"  {slide.stats.requests} request, {seconds * 1000:.0f} ms\n")
         console.print(level_table(slide))
         console.print()
@@ -116,7 +119,7 @@ def _tour(
         stats = slide.stats
         console.print(
             f"In all: {stats.requests} requests, {stats.frames:,} frames, {stats.bytes / 1e6:.1f} MB received, "
-            f"nothing downloaded to disk.\nThe picture: [bold]{picture}[/bold]",
+            f"nothing downloaded to disk.\nThe picture: [bold]{escape(str(picture))}[/bold]",
             soft_wrap=True,
         )
 
@@ -131,7 +134,7 @@ def _centre(slide: Slide, side: int) -> tuple[int, int, int, int]:
 @contextlib.contextmanager
 def _step(console: Console, slide: Slide, code: str) -> Iterator[list[tuple[int, ...]]]:
     """Time a step; it appends (h, w) of each array that it read."""
-    console.print(code, style="cyan", soft_wrap=True)
+    console.print(code, style="cyan", soft_wrap=True, markup=False)
     before, started = slide.stats.as_dict(), time.perf_counter()
     shapes: list[tuple[int, ...]] = []
     yield shapes
