@@ -281,7 +281,7 @@ class Slide:
         All regions are checked before the first request. Closing the iterator stops the work.
         """
         view = resolution.view_of_level(self._level(level))
-        return self._read(view, list(regions), optical_path, focal_plane, icc)
+        return self._read(view, regions, optical_path, focal_plane, icc)
 
     def read_region_mpp(
         self,
@@ -526,35 +526,27 @@ class Slide:
     def _read(
         self,
         view: View,
-        regions: Iterable[Region | Rectangle],
+        regions: Iterable[Region],
         optical_path: str | None,
         focal_plane: float | None,
         icc: str | None,
-        outs: Iterable[Pixels] | None = None,
-        *,
-        check: bool = True,
     ) -> RegionArrays:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
         planner = self._planner(view.level, optical_path, focal_plane)
-        rectangles: Iterable[Rectangle] = (
-            region if isinstance(region, Rectangle) else rectangle(region) for region in regions
-        )
+        rectangles = [rectangle(region) for region in regions]
         itemsize, limit = planner.pixel_bytes, self._options.max_region_bytes
-        keep, single = Keep.ON_TRIAL, False  # what a pass over much leaves behind is seldom needed again
-        if check:
-            rectangles = checked = list(rectangles)
-            for wish in checked:
-                check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
-            single = len(checked) == 1
-            if single and self._fits(view, checked[0], itemsize):
-                keep = Keep.YES
+        for wish in rectangles:
+            check_region(wish, view.bounds, where=view.name, itemsize=itemsize, max_region_bytes=limit)
+        single = len(rectangles) == 1
+        # What a pass over much leaves behind is seldom needed again.
+        keep = Keep.YES if single and self._fits(view, rectangles[0], itemsize) else Keep.ON_TRIAL
         reader = self._running()
         reader.check_open()
         profile = None
         if icc == "srgb" and planner.colour:
             profile = self._icc_profile(optical_path)
-        return RegionArrays(reader, view, rectangles, planner, outs=outs, profile=profile, keep=keep, single=single)
+        return RegionArrays(reader, view, rectangles, planner, profile=profile, keep=keep, single=single)
 
     def _fits(self, view: View, region: Rectangle, itemsize: int) -> bool:
         """Whether the tile cache holds what a region shows: else all the rest would go, and its own beginning."""

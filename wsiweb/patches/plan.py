@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from wsiweb.cache import Keep
 from wsiweb.errors import RegionError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.patches import order, packing, points
@@ -19,14 +20,13 @@ from wsiweb.patches.cost import count_tiles
 from wsiweb.patches.layout import MAX_SIDE, Integers, Layout, Points, pair, to_base
 from wsiweb.patches.values import Floats, Patch, PatchBatch, PatchCost
 from wsiweb.plan import check_region
-from wsiweb.regions import integer
+from wsiweb.regions import RegionArrays, integer
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.patches.tissue import TissueMask
-    from wsiweb.regions import RegionArrays
     from wsiweb.resolution import View
     from wsiweb.slide import Slide
 
@@ -339,11 +339,13 @@ class PatchPlan:
         return plot(self, axes, max_size=max_size)
 
     def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> RegionArrays:
+        slide, view = self.slide, self.view
+        planner = slide._planner(view.level, None, None)  # noqa: SLF001
         one = Rectangle(0, 0, *self.size)  # all are of this size, and touch the view
-        itemsize = math.prod(self.shape[2:]) * self.dtype.itemsize
-        limit = self.slide._options.max_region_bytes  # noqa: SLF001
-        check_region(one, one, where=self.view.name, itemsize=itemsize, max_region_bytes=limit)
-        return self.slide._read(self.view, self._rectangles(), None, None, None, outs, check=False)  # noqa: SLF001
+        limit = slide.options.max_region_bytes
+        check_region(one, one, where=view.name, itemsize=planner.pixel_bytes, max_region_bytes=limit)
+        reader = slide._running()  # noqa: SLF001
+        return RegionArrays(reader, view, self._rectangles(), planner, outs=outs, keep=Keep.ON_TRIAL, single=False)
 
     def _positions(self, chunk: int) -> Iterator[tuple[Integers, Integers]]:
         for start in range(0, len(self), chunk):
