@@ -12,6 +12,7 @@ from PIL import Image
 from synthetic import make_slide, srgb_profile
 
 from wsiweb.cli import main
+from wsiweb.server import DicomWebServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def slide(tmp_path: Path) -> SyntheticSlide:
     return make_slide(tmp_path / "slide", sizes=SIZES, mpp=0.5)
+
+
+def test_brackets_are_no_markup(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    code, _, err = run("info", "no\\[/such]place")
+    assert (code, "no\\[/such]place" in err.replace("\n", "")) == (1, True)
+    picture = tmp_path / "x[" / "b].png"
+    picture.parent.mkdir()
+    code, _, err = run("thumbnail", slide.folder, "-o", picture)
+    assert (code, "x[/b].png" in err.replace("\n", "")) == (0, True)
+
+
+def test_the_tour_shows_no_password(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    with DicomWebServer(slide.folder) as server:
+        (url,) = server.series_urls()
+        place = url.replace("http://", "http://me:hush@")
+        code, out, err = run("demo", place, "-o", tmp_path / "a.png")
+    assert (code, err) == (0, "")
+    assert url in out
+    assert "hush" not in out
 
 
 @pytest.mark.parametrize("verb", ["demo", "thumbnail", "region"])

@@ -35,6 +35,13 @@ def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker,
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
+def test_a_picture_that_no_png_can_hold(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
+    """It is refused at once: its bands, of which there are billions, are not listed."""
+    with pytest.raises(RegionError):
+        open_slide(synthetic("rgb")).export_png(tmp_path / "out.png", 0, 0, 0, 10**4, 10**13)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_may_be_as_long_as_the_system_allows(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
     slide, name = open_slide(synthetic("rgb")), "long" * 62
     slide.export_png(tmp_path / f"{name}.png", 0, 0, 0, 50, 50)

@@ -26,14 +26,14 @@ from kinds_writer import (
 from pydicom.uid import generate_uid
 from synthetic import pattern
 
-from wsiweb import RegionError, WsiWebError
+from wsiweb import ReadOptions, RegionError, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from conftest import Opener
-    from synthetic import Array, PlaneKey, SyntheticSlide
+    from synthetic import Array, Content, PlaneKey, SyntheticSlide
 
 Layout = Literal["together", "apart"]
 SIZES = (SIZE, (75, 55))
@@ -293,6 +293,22 @@ def test_paths_that_are_not_described(tmp_path: Path, open_slide: Opener, count:
     assert len(opened.optical_paths) == len(keys)
     for path, image in zip(opened.optical_paths, images.values(), strict=True):
         assert_image(opened, 0, image, optical_path=path)
+
+
+def test_channels_of_different_depths(tmp_path: Path, open_slide: Opener) -> None:
+    """Together they are as deep as the deepest, also where that is counted beforehand."""
+    slide, paths = new_slide(tmp_path), ("a", "b")
+    series = [slide.series_uid, generate_uid()]
+    contents: tuple[Content, Content] = "mono8", "mono16"
+    images = [pattern(content, *SIZE, salt=7) for content in contents]
+    for uid, path, content, image in zip(series, paths, contents, images, strict=True):
+        slide.series_uid = uid
+        add_level(slide, blank(slide, content=content, keys=[(path, 0.0)]), {(path, 0.0): image})
+    opened = open_series(open_slide, slide, series, options=ReadOptions(max_region_bytes=40 * 30 * 2 * 2))
+    region = opened.read_region(0, 0, 0, 40, 30, optical_path="all")
+    np.testing.assert_array_equal(region, np.stack([image[:30, :40] for image in images], axis=-1))
+    with pytest.raises(RegionError, match="max_region_bytes"):
+        opened.read_region(0, 0, 0, 40, 31, optical_path="all")
 
 
 def test_colour_cannot_be_stacked(tmp_path: Path, open_slide: Opener) -> None:

@@ -32,7 +32,7 @@ from pydicom.uid import (
 )
 from synthetic import make_slide, pattern
 
-from wsiweb import MetadataError, MetadataWarning, Slide, SlideNotFoundError
+from wsiweb import MetadataError, MetadataWarning, RegionError, Slide, SlideNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,6 +186,17 @@ def test_reports_of_the_series_cost_no_request(tmp_path: Path, open_slide: Opene
     opened = open_slide(slide)
     assert open_slide.requests() <= 1
     assert_reads(opened, slide)
+
+
+def test_a_label_is_bound_as_regions_are(tmp_path: Path, open_slide: Opener) -> None:
+    """It claims to be larger than all memory, of which it has one tile."""
+    slide = make_slide(tmp_path, sizes=((300, 220),))
+    ds = blank(slide, (60_000, 60_000), flavor="LABEL")
+    place_frames(ds, [((0, 0), KEY), ((64, 0), KEY)])
+    store(slide, ds, [bytes(TILE[0] * TILE[1] * 3)] * 2)
+    opened = open_slide(slide)
+    with pytest.raises(RegionError, match="max_region_bytes"):
+        opened.associated_images["label"]
 
 
 @pytest.mark.parametrize("what", ["matrix", "frames"])

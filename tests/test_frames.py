@@ -100,6 +100,17 @@ def test_a_sparse_grid_does_not_overlap(origin: tuple[int, int]) -> None:
     assert SparseTileIndex(table([*corners, (1, 0)]), (8, 6), 40).overlapping
 
 
+@pytest.mark.parametrize("far", [(2**24 - 256, 0), (2**24 - 1, 2**40), (0, 2**40), (2**40, 2**40)])
+def test_a_frame_at_the_end_of_the_world_hides_none(far: tuple[int, int]) -> None:
+    """Products of such numbers would run over."""
+    xs, ys = (np.array([0, end, 0], np.int64) for end in far)
+    xs[2] = 512
+    tiles = TileTable(np.zeros(3, np.int64), np.arange(3), xs, ys)
+    index = SparseTileIndex(tiles, (256, 256), 1024)
+    assert index.tiles_in(Rectangle(0, 0, 256, 256))[0] == [(0, 0)]
+    assert index.tiles_in(Rectangle(512, 0, 256, 256))[0] == [(0, 2)]
+
+
 def test_numbers_beyond_32_bits() -> None:
     """98,816 x 199,168 pixels, a recorded slide, in tiles of one pixel."""
     index = FullTileIndex(1, 1, 98_816, 0, whole(98_816 * 199_168))

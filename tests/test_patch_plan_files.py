@@ -94,6 +94,22 @@ def test_damaged_files_are_no_plans(slide: Slide, tmp_path: Path) -> None:
             load(path, slide)
 
 
+@pytest.mark.parametrize("what", ['{"format": 1}', "[1]", None, "x_base"])
+def test_damaged_hdf5_is_no_plan(slide: Slide, tmp_path: Path, what: str | None) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "damaged.h5"
+    slide.patches(32).save(path)
+    with h5py.File(path, "a") as file:
+        if what == "x_base":
+            del file["wsiweb"][what]
+        elif what is None:
+            del file["wsiweb"].attrs["description"]
+        else:
+            file["wsiweb"].attrs["description"] = what
+    with pytest.raises(WsiWebError, match=r"damaged\.h5"):
+        load(path, slide)
+
+
 @pytest.mark.parametrize("attributes", [
     {}, {"patch_size": 0}, {"patch_size": -5}, {"patch_size": 0, "patch_size_level0": 10}, {"patch_size": "large"},
     {"patch_size": 10, "patch_level": 9}, {"patch_size": 10, "patch_level": -1}, {"patch_size": 10, "patch_level": "x"},

@@ -12,6 +12,7 @@ from rich.markup import escape
 from wsiweb import ReadOptions
 from wsiweb.demo.slide import default_cache_folder, make_demo_slide
 from wsiweb.slide import Slide
+from wsiweb.sources.http import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +88,8 @@ def _tour(
     started = time.perf_counter()
     with Slide.open(place, options=options, **connection) as slide:
         seconds = time.perf_counter() - started
-        console.print(f'slide = Slide.open("{place}")', style="cyan", soft_wrap=True, markup=False)
+        shown = without_secrets(place) if "://" in place else place
+        console.print(f'slide = Slide.open("{shown}")', style="cyan", soft_wrap=True, markup=False)
         console.print(f"  {slide.stats.requests} request, {seconds * 1000:.0f} ms\n")
         console.print(level_table(slide))
         console.print()
