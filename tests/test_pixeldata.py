@@ -92,6 +92,40 @@ class TestNativeFrames:
             pixels[96:],
         ]
 
+    @pytest.mark.parametrize("pad", [b"", b"\0"])
+    def test_chroma_that_are_not_subsampled_whatever_is_declared(self, tmp_path: Path, pad: bytes) -> None:
+        """Who decompresses a JPEG to RGB may leave the name of its colours; the length tells."""
+        ds = header(3, rows=3, columns=6 if not pad else 5)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+        size = 9 * ds.Columns
+        pixels = np.random.default_rng(1).integers(0, 256, 3 * size, np.uint8).tobytes()
+        assert read_all(save(tmp_path / "a.dcm", ds, ExplicitVRLittleEndian, pixels + pad)) == [
+            pixels[:size],
+            pixels[size : 2 * size],
+            pixels[2 * size :],
+        ]
+
+    @pytest.mark.parametrize("length", [146, 214, 218, 400])
+    def test_chroma_that_may_be_anything(self, tmp_path: Path, length: int) -> None:
+        ds = header(3)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+        file = Part10File(save(tmp_path / "odd.dcm", ds, ExplicitVRLittleEndian, bytes(length)))
+        with pytest.raises(MetadataError, match=rf"odd\.dcm.*{length} bytes.*144 or 216"):
+            file.read_frame(0)
+
+    @pytest.mark.parametrize("samples", [2, 3])
+    def test_chroma_of_a_file_that_is_cut(self, tmp_path: Path, samples: int) -> None:
+        ds = header(3)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+        size = 24 * samples
+        pixels = bytes(range(3 * size))
+        path = save(tmp_path / "cut.dcm", ds, ExplicitVRLittleEndian, pixels)
+        path.write_bytes(path.read_bytes()[:-20])
+        file = Part10File(path)
+        assert [file.read_frame(index) for index in range(2)] == [pixels[:size], pixels[size : 2 * size]]
+        with pytest.raises(SourceError, match=r"cut\.dcm is cut short"):
+            file.read_frame(2)
+
     def test_pixel_data_shorter_than_its_frames(self, tmp_path: Path) -> None:
         path = save(tmp_path / "short.dcm", header(5), ExplicitVRLittleEndian, bytes(range(250)))
         with path.open("ab") as stream:

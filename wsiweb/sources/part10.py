@@ -17,7 +17,14 @@ import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
 from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, read_tail
-from wsiweb.sources.pixeldata import EncapsulatedFrames, MemoryFile, NativeFrames, RandomAccessFile, finding
+from wsiweb.sources.pixeldata import (
+    EncapsulatedFrames,
+    MemoryFile,
+    NativeFrames,
+    RandomAccessFile,
+    finding,
+    native_size,
+)
 from wsiweb.transfer_syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
@@ -73,7 +80,7 @@ class Part10File:
             with self._named_errors():
                 self.instance_uid = str(dataset.get("SOPInstanceUID", ""))
                 self.number_of_frames = int(dataset.get("NumberOfFrames", 1) or 1)
-                self._frame_bytes = _frame_bytes(dataset)
+                self._frame_sizes = _frame_sizes(dataset)
                 self._bits_allocated = int(dataset.get("BitsAllocated", 8) or 8)
         except BaseException:
             self._file.close()
@@ -222,7 +229,8 @@ class Part10File:
             raise UnsupportedError(f"{self.path} holds floating point pixels, which are not read.")
         if tail.pixel_length != _UNDEFINED_LENGTH:
             swapped = tail.pixel_big_endian_words and self._bits_allocated <= 8
-            return NativeFrames(tail.pixel_start, self._frame_bytes, tail.pixel_length, swapped=swapped)
+            size = native_size(self.path, tail.pixel_length, self.number_of_frames, self._frame_sizes)
+            return NativeFrames(tail.pixel_start, size, tail.pixel_length, swapped=swapped)
         offsets = None
         if tail.extended_offsets is not None:
             start, length = tail.extended_offsets
@@ -280,9 +288,11 @@ class _HeaderEnd:
             raise MetadataError("its last data element is cut short")
 
 
-def _frame_bytes(dataset: Dataset) -> int:
+def _frame_sizes(dataset: Dataset) -> tuple[int, ...]:
+    """Return the bytes that a native frame may have; what is declared comes first."""
     values = (dataset.get(name, 1) or 1 for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
     rows, columns, samples, bits = (int(value) for value in values)
+    size = -(-rows * columns * samples * bits // 8)
     if samples == 3 and dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
-        samples = 2  # two chroma samples for each two pixels (PS3.3 C.7.6.3.1.2)
-    return -(-rows * columns * samples * bits // 8)
+        return size // 3 * 2, size  # two chroma samples for two pixels (PS3.3 C.7.6.3.1.2); all, from who decompressed
+    return (size,)

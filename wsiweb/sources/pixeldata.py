@@ -149,6 +149,23 @@ class NativeFrames:
         return len(data) == self.frame_bytes
 
 
+def native_size(path: Path, length: int, frames: int, sizes: tuple[int, ...]) -> int:
+    """Return which of the sizes that a frame may have makes ``length`` bytes of all; the first where they are cut.
+
+    Raises
+    ------
+    MetadataError
+        None does.
+    """
+    for size in sizes:
+        if 0 <= length - frames * size <= 1:  # padded to an even length
+            return size
+    if len(sizes) > 1 and length > frames * sizes[0]:  # behind frames of the only size stands padding
+        expected = " or ".join(str(frames * size) for size in sizes)
+        raise MetadataError(f"{path} has {length} bytes of pixel data, where its {frames} frames take {expected}.")
+    return sizes[0]
+
+
 class EncapsulatedFrames:
     """Compressed frames in fragments (PS3.5 A.4), found by an offset table or by walking over all fragments.
 
