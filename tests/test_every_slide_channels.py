@@ -24,7 +24,7 @@ from kinds_writer import (
     store,
 )
 from pydicom.uid import generate_uid
-from synthetic import pattern
+from synthetic import pattern, srgb_profile
 
 from wsiweb import ReadOptions, RegionError, WsiWebError
 
@@ -122,6 +122,34 @@ def test_paths_are_in_the_order_of_their_sequence(
     assert opened.optical_paths == expected
     assert_image(opened, 0, images[expected[0], 0.0])
     assert_image(opened, 0, np.stack([images[path, 0.0] for path in expected], axis=-1), optical_path="all")
+
+
+@pytest.mark.parametrize(
+    ("character_set", "paths"),
+    [
+        (None, ("B", "A")),
+        ("ISO_IR 192", ("δ-catenin", "β-catenin")),
+        ("ISO_IR 126", ("δ-catenin", "β-catenin")),
+        ("GB18030", ("染色", "对照")),
+        (["", "ISO 2022 IR 87"], ("染色", "対照")),
+    ],
+)
+def test_paths_are_named_in_the_character_set(
+    tmp_path: Path, open_slide: Opener, character_set: str | list[str] | None, paths: tuple[str, ...]
+) -> None:
+    """Of the dataset (PS3.3 C.12.1.1.2), with which the frames' own groups are written too."""
+    slide = new_slide(tmp_path)
+    images = images_for([(path, 0.0) for path in paths], TILE, "mono8")
+    ds = blank(slide, TILE, content="mono8", keys=list(images))
+    if character_set is not None:
+        ds.SpecificCharacterSet = character_set
+    ds.OpticalPathSequence[0].ICCProfile = srgb_profile()
+    place_frames(ds, [((0, 0), key) for key in images])
+    store(slide, ds, [image.tobytes() for image in images.values()], name="0")
+    opened = open_slide(slide)
+    assert opened.optical_paths == paths
+    assert opened.icc_profile == srgb_profile()
+    assert_image(opened, 0, images[paths[1], 0.0], optical_path=paths[1])
 
 
 def test_the_order_is_that_of_the_finest_level(tmp_path: Path, open_slide: Opener) -> None:

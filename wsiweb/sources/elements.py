@@ -14,6 +14,7 @@ from wsiweb.errors import MetadataError
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Callable
 
 PER_FRAME_GROUPS = 0x52009230
 PIXEL_DATA = 0x7FE00010
@@ -56,7 +57,9 @@ class Tail:
     """Whether it is made of 16-bit words (VR OW), of which the high byte comes first."""
 
 
-def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_endian: bool) -> Tail:
+def read_tail(
+    data: bytes | mmap.mmap, position: int, *, implicit: bool, big_endian: bool, decode: Callable[[bytes], str]
+) -> Tail:
     """Walk over the elements from ``position`` to the pixel data.
 
     Parameters
@@ -67,13 +70,15 @@ def read_tail(data: bytes | mmap.mmap, position: int, *, implicit: bool, big_end
         Of the first element.
     implicit, big_endian
         Encoding of the transfer syntax.
+    decode
+        Decodes text in the character set of the dataset.
 
     Raises
     ------
     MetadataError
         The elements are malformed or cut short.
     """
-    walker = _Walker(data, implicit=implicit, big_endian=big_endian)
+    walker = _Walker(data, implicit=implicit, big_endian=big_endian, decode=decode)
     groups: list[dict[str, Any]] | None = None
     table: tuple[int, int] | None = None
     try:
@@ -111,13 +116,25 @@ def read_items(data: bytes, *, implicit: bool) -> list[dict[str, Any]]:
     return walker.items(start, len(data) - start, depth=0)[0]
 
 
+def _latin_1(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
 class _Walker:
     """Reads elements of one encoding."""
 
-    def __init__(self, data: bytes | mmap.mmap, *, implicit: bool, big_endian: bool) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        *,
+        implicit: bool,
+        big_endian: bool,
+        decode: Callable[[bytes], str] = _latin_1,
+    ) -> None:
         order = ">" if big_endian else "<"
         self._data: Any = data
         self._implicit = implicit
+        self._decode = decode
         self._head = struct.Struct(f"{order}HHI")
         self._short = struct.Struct(f"{order}H")
         self._long = struct.Struct(f"{order}I")
@@ -176,9 +193,10 @@ class _Walker:
         if vr == "SL":
             values: list[Any] = [self._signed.unpack_from(self._data, position)[0]] if length >= 4 else []
         else:
-            values = self._data[position : position + length].decode("latin-1").strip(" \0").split("\\")
+            text = self._data[position : position + length]
+            values = (_latin_1(text) if vr == "DS" else self._decode(text)).strip(" \0").split("\\")
             if vr == "DS":
-                values = [_number(text) for text in values]
+                values = [_number(value) for value in values]
         return {"vr": vr, "Value": values}
 
 

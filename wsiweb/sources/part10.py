@@ -11,6 +11,7 @@ import threading
 import warnings
 import zlib
 from dataclasses import replace
+from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from wsiweb.sources.pixeldata import (
 from wsiweb.transfer_syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pydicom import Dataset
@@ -119,7 +120,8 @@ class Part10File:
                 end = _HeaderEnd(memory, len(inflated))
                 dataset = read_dataset(memory, is_implicit_VR=False, is_little_endian=True, stop_when=end.reached)
                 end.check()
-                tail = read_tail(inflated, memory.tell(), implicit=False, big_endian=False)
+                decode = _text_decoder(dataset)
+                tail = read_tail(inflated, memory.tell(), implicit=False, big_endian=False, decode=decode)
             else:
                 end = _HeaderEnd(stream, self._file.size)
                 whole = read_partial(stream, stop_when=end.reached, force=True)
@@ -127,8 +129,9 @@ class Part10File:
                 self.transfer_syntax_uid = str(whole.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
                 implicit, _ = whole.original_encoding
                 big_endian = self.transfer_syntax_uid == EXPLICIT_BIG_ENDIAN
+                decode = _text_decoder(whole)
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    tail = read_tail(data, stream.tell(), implicit=bool(implicit), big_endian=big_endian)
+                    tail = read_tail(data, stream.tell(), implicit=bool(implicit), big_endian=big_endian, decode=decode)
                 dataset = whole
             if tail.pixel_tag is None and tail.pixel_start != end.size:
                 raise MetadataError("its last data element is cut short")
@@ -286,6 +289,15 @@ class _HeaderEnd:
         """Refuse a header that ends within an element's first bytes."""
         if not self._stopped and self._value_end is not None and self._stream.tell() != self._value_end:
             raise MetadataError("its last data element is cut short")
+
+
+def _text_decoder(dataset: Dataset) -> Callable[[bytes], str]:
+    """Return what decodes text in the dataset's character set, each of the few texts that all frames share once."""
+    from pydicom.charset import convert_encodings, decode_bytes  # noqa: PLC0415
+    from pydicom.valuerep import TEXT_VR_DELIMS  # noqa: PLC0415
+
+    encodings = convert_encodings(dataset.get("SpecificCharacterSet"))
+    return cache(partial(decode_bytes, encodings=encodings, delimiters=TEXT_VR_DELIMS))
 
 
 def _frame_sizes(dataset: Dataset) -> tuple[int, ...]:
