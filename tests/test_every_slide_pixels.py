@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pydicom.uid as syntaxes
 import pytest
 from kinds_pixels import (
@@ -23,10 +25,11 @@ from kinds_pixels import (
     write_kind,
 )
 from kinds_writer import assert_reads
+from pydicom.data import get_palette_files
+from pydicom.pixels.processing import apply_color_lut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import Opener
     from synthetic import Array
@@ -200,6 +203,43 @@ def test_segmented_palette(tmp_path: Path, open_slide: Opener) -> None:
 
     slide = write_kind(tmp_path, PixelKind(NATIVE, gray(8), raw, shown, attributes))
     assert_reads(open_slide(slide), slide, tolerance=1)
+
+
+@pytest.mark.parametrize("name", ["spring", "summer", "fall", "winter"])
+def test_well_known_palettes(tmp_path: Path, open_slide: Opener, name: str) -> None:
+    """Their segments are of bytes, for entries of 8 bits (PS3.6 B.1)."""
+    (path,) = (path for path in get_palette_files("*.dcm") if Path(path).stem == name)
+    known = pydicom.dcmread(path)
+    attributes: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for keyword in known.dir("PaletteColorLookupTableD"):
+        attributes[keyword] = known[keyword].value
+
+    def shown(tile: Array, data: bytes) -> Array:
+        return np.asarray(apply_color_lut(tile, palette=known.SOPInstanceUID)[..., :3])
+
+    slide = write_kind(tmp_path, PixelKind(NATIVE, gray(8), raw, shown, attributes))
+    assert_reads(open_slide(slide), slide)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("u1", [3, 0, 0, 0]), ("<u2", [6, 0])])
+def test_segmented_palette_of_8_bits(tmp_path: Path, open_slide: Opener, dtype: str, offset: list[int]) -> None:
+    """Segments of bytes, or of words for all that: what they expand to tells. Offsets have 32 bits, and count bytes."""
+    segments = [0, 1, 9, *[1, 100, 109], *[0, 2, 4, 250], *[2, 1, *offset], 0, 53, *range(53)]
+    ramp = list(range(10, 110))
+    again = [round(250 + (109 - 250) * step / 100) for step in range(1, 101)]
+    table = np.array([9, *ramp, 4, 250, *again, *range(53)], np.uint8)
+    assert len(table) == 256
+    attributes: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    data = np.array(segments, dtype).tobytes()
+    for colour in ("Red", "Green", "Blue"):
+        attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        attributes[f"Segmented{colour}PaletteColorLookupTableData"] = data + b"\0" * (len(data) % 2)
+
+    def shown(tile: Array, data: bytes) -> Array:
+        return np.repeat(table[tile][..., None], 3, axis=2)
+
+    slide = write_kind(tmp_path, PixelKind(NATIVE, gray(8), raw, shown, attributes))
+    assert_reads(open_slide(slide), slide)
 
 
 @pytest.mark.parametrize("syntax", [NATIVE, syntaxes.ExplicitVRBigEndian, syntaxes.RLELossless])

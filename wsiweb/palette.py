@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def read_palette(attributes: Attributes) -> Palette:
         value = plain or segmented
         if value is None or value.inline is None:
             raise MetadataError(f"{colour}PaletteColorLookupTableData are missing.")
-        table = _unsegmented(value.inline, entries) if plain is None else _table(value.inline, entries)
+        table = _unsegmented(value.inline, entries, bits) if plain is None else _table(value.inline, entries)
         tables.append((table >> (8 if bits > 8 else 0)).astype(np.uint8))
     if len({len(table) for table in tables}) != 1:
         raise MetadataError(
@@ -74,33 +74,42 @@ def _table(data: bytes, entries: int) -> npt.NDArray[np.uint16]:
     return np.frombuffer(data, dtype, entries).astype(np.uint16)
 
 
-def _unsegmented(data: bytes, entries: int) -> npt.NDArray[np.uint16]:
+def _unsegmented(data: bytes, entries: int, bits: int) -> npt.NDArray[np.uint16]:
+    """Return the entries that segments stand for: segments of words, or of bytes where entries have 8 bits."""
+    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2")
+    if bits > 8:
+        return _expanded(words, entries)
+    with contextlib.suppress(MetadataError):  # some write words all the same; bytes make no sense as such
+        return _expanded(words, entries)
+    return _expanded(np.frombuffer(data, "u1"), entries)
+
+
+def _expanded(units: npt.NDArray[Any], entries: int) -> npt.NDArray[np.uint16]:
     """Expand segments (PS3.3 C.7.9.2): discrete values, linear ramps, repetitions of earlier segments."""
-    words = struct.unpack(f"<{len(data) // 2}H", data[: len(data) // 2 * 2])
     table: list[int] = []
-    _expand(words, 0, len(words), None, table, entries)
+    _expand(units, 0, None, table, entries)
     if len(table) != entries:
         raise MetadataError(f"a segmented palette expands to {len(table)} entries, not {entries}.")
     return np.array(table, np.uint16)
 
 
-def _expand(words: tuple[int, ...], position: int, end: int, count: int | None, table: list[int], entries: int) -> None:
+def _expand(units: npt.NDArray[Any], position: int, count: int | None, table: list[int], entries: int) -> None:
     """Append ``count`` segments (or all) from ``position``."""
-    done = 0
+    done, end, offset_units = 0, len(units), 4 // units.itemsize
     while position + 1 < end and (count is None or done < count) and len(table) <= entries:
-        kind, length = words[position], words[position + 1]
+        kind, length = units[position : position + 2].tolist()
         position += 2
         if kind == 0:
-            table.extend(words[position : position + length])
+            table.extend(units[position : position + length].tolist())
             position += length
         elif kind == 1 and table and position < end:
-            target, start = words[position], table[-1]
+            target, start = int(units[position]), table[-1]
             table.extend(round(start + (target - start) * step / length) for step in range(1, length + 1))
             position += 1
-        elif kind == 2 and position + 1 < end and count is None:
-            offset = (words[position] | words[position + 1] << 16) // 2
-            _expand(words, offset, end, length, table, entries)
-            position += 2
+        elif kind == 2 and position + offset_units <= end and count is None:
+            offset = int.from_bytes(units[position : position + offset_units].tobytes(), "little") // units.itemsize
+            _expand(units, offset, length, table, entries)
+            position += offset_units
         else:
             raise MetadataError(f"a segmented palette has a segment of kind {kind}.")
         done += 1
