@@ -32,7 +32,7 @@ from wsiweb.sources.part10 import NotDicomError, Part10File
 if TYPE_CHECKING:
     from pathlib import Path
 
-from part10_files import header, items, pydicoms, read_all, save, streams
+from part10_files import ITEM, SEQUENCE_END, header, items, pydicoms, read_all, save, streams
 
 
 class TestFilesThatAreCut:
@@ -241,6 +241,28 @@ class TestJson:
         first = file.json_dataset()
         assert len(first["52009230"]["Value"]) == 20_000
         assert file.json_dataset() == first  # however often
+
+    @pytest.mark.parametrize("delimited", [False, True])
+    @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+    def test_sequences_of_unknown_vr(self, tmp_path: Path, syntax: UID, delimited: bool) -> None:
+        """The items of one of undefined length are in implicit VR, whatever the others are (PS3.5 6.2.2)."""
+        path = sparse_file(tmp_path / "a.dcm", 5, syntax)
+        ds = pydicom.dcmread(path)
+        expected = Part10File(path).json_dataset()["52009230"]
+        text = struct.pack("<HHI", 9, 0x1002, 600) + b"SQ" * 300
+        inner = struct.pack("<HHI", 9, 0x1003, 0xFFFFFFFF) + items(text) + SEQUENCE_END + bytes(4)
+        value = items(text + inner, text)
+        if delimited:
+            value = (ITEM + b"\xff" * 4 + text + inner + b"\xfe\xff\x0d\xe0" + bytes(4)) * 2
+        for place, group in ((ds, 0x0009), (ds, 0x5401), *((item, 0x0009) for item in ds[0x52009230].value)):
+            place.add_new((group, 0x0010), "LO", "PRIVATE")
+            place.add_new((group, 0x1001), "UN", value)
+            place[group, 0x1001].is_undefined_length = True
+        ds.save_as(path)
+        assert pydicom.dcmread(path)[0x54011001].value[1][0x00091002].value == b"SQ" * 300
+        file = Part10File(path)
+        assert file.json_dataset()["52009230"] == expected
+        assert file.read_frame(4) == bytes(72)
 
     def test_malformed_elements_are_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         ds = header(2)

@@ -83,7 +83,7 @@ def read_tail(
     table: tuple[int, int] | None = None
     try:
         while position + 8 <= len(data):
-            tag, length, value = walker.header(position)
+            tag, length, value, within = walker.header(position)
             if tag in _PIXEL_DATA_OF_ANY_KIND:
                 return Tail(
                     groups, table, tag, value, length, big_endian and data[position + 4 : position + 6] == b"OW"
@@ -91,9 +91,9 @@ def read_tail(
             if tag == EXTENDED_OFFSET_TABLE:
                 table = value, length
             if tag == PER_FRAME_GROUPS:
-                groups, position = walker.items(value, length, depth=0)
+                groups, position = within.items(value, length, depth=0)
             elif length == _UNDEFINED:
-                position = walker.items(value, length, depth=0)[1]
+                position = within.items(value, length, depth=0)[1]
             else:
                 position = value + length
     except (struct.error, IndexError) as error:
@@ -112,7 +112,7 @@ def read_items(data: bytes, *, implicit: bool) -> list[dict[str, Any]]:
     start = 0
     walker = _Walker(data, implicit=implicit, big_endian=False)
     if data[4:6] == b"SQ" or int.from_bytes(data[:2], "little") == PER_FRAME_GROUPS >> 16:
-        _, _, start = walker.header(0)  # the whole element was sent, and not its value alone
+        _, _, start, _ = walker.header(0)  # the whole element was sent, and not its value alone
     return walker.items(start, len(data) - start, depth=0)[0]
 
 
@@ -139,17 +139,21 @@ class _Walker:
         self._short = struct.Struct(f"{order}H")
         self._long = struct.Struct(f"{order}I")
         self._signed = struct.Struct(f"{order}i")
+        # For sequences of unknown VR (PS3.5 6.2.2).
+        self._unknown = None if implicit else _Walker(data, implicit=True, big_endian=False, decode=decode)
 
-    def header(self, position: int) -> tuple[int, int, int]:
-        """Return tag, length, and offset of the value."""
+    def header(self, position: int) -> tuple[int, int, int, _Walker]:
+        """Return tag, length, offset of the value, and what reads its items where it is a sequence."""
         data = self._data
         group, element, length = self._head.unpack_from(data, position)
         tag = group << 16 | element
         if self._implicit or group == 0xFFFE:
-            return tag, length, position + 8
-        if data[position + 4 : position + 6] in _LONG_VRS:
-            return tag, self._long.unpack_from(data, position + 8)[0], position + 12
-        return tag, self._short.unpack_from(data, position + 6)[0], position + 8
+            return tag, length, position + 8, self
+        vr = data[position + 4 : position + 6]
+        if vr in _LONG_VRS:
+            within = (vr == b"UN" and self._unknown) or self
+            return tag, self._long.unpack_from(data, position + 8)[0], position + 12, within
+        return tag, self._short.unpack_from(data, position + 6)[0], position + 8, self
 
     def items(self, position: int, length: int, depth: int) -> tuple[list[dict[str, Any]], int]:
         """Return the items of a sequence, and the offset after it."""
@@ -158,7 +162,7 @@ class _Walker:
         found: list[dict[str, Any]] = []
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, item_length, position = self.header(position)
+            tag, item_length, position, _ = self.header(position)
             if tag == _SEQUENCE_END:
                 break
             if tag != _ITEM:
@@ -173,14 +177,14 @@ class _Walker:
         found: dict[str, Any] = {}
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, value_length, value = self.header(position)
+            tag, value_length, value, within = self.header(position)
             if tag == _ITEM_END:
                 return found, value
             if tag in _SEQUENCES:
-                items, position = self.items(value, value_length, depth + 1)
+                items, position = within.items(value, value_length, depth + 1)
                 found[_NAMES[tag]] = {"vr": "SQ", "Value": items}
             elif value_length == _UNDEFINED:
-                position = self.items(value, value_length, depth + 1)[1]
+                position = within.items(value, value_length, depth + 1)[1]
             else:
                 position = value + value_length
                 if tag in _VALUES:
