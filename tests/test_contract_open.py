@@ -13,7 +13,15 @@ from dicomweb_client import DICOMfileClient, DICOMwebClient
 from dicomweb_server import DICOMwebServer
 from faults import Fault, Request
 from orthanc import free_port
-from pydicom.uid import MPEG2MPML, ComprehensiveSRStorage, JPEGBaseline8Bit, generate_uid
+from pydicom import Dataset, FileMetaDataset
+from pydicom.uid import (
+    MPEG2MPML,
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    MediaStorageDirectoryStorage,
+    generate_uid,
+)
 from requests.auth import HTTPBasicAuth
 from synthetic import make_slide
 
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
-    from pydicom import Dataset
     from synthetic import SyntheticSlide
 
 QUICK = ReadOptions(max_attempts=2, timeout_seconds=5)
@@ -306,6 +313,23 @@ def test_folders_without_dicom(tmp_path: Path) -> None:
             Slide.open(place)
     with pytest.raises(WsiWebError):
         Slide.open([])
+
+
+def test_a_dicomdir_is_no_image(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Nor is it broken: it lists the files of a medium (PS3.10 8.6)."""
+    for file in truth.files:
+        shutil.copy(file, tmp_path)
+    directory = Dataset()
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    directory.FileSetID, directory.FileSetConsistencyFlag, directory.DirectoryRecordSequence = "SLIDE", 0, []
+    directory.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+    with Slide.open(tmp_path) as slide:  # a warning would fail
+        assert_whole(slide, truth)
+    with pytest.raises(SlideNotFoundError, match="DICOMDIR is a directory of other files"):
+        Slide.open(tmp_path / "DICOMDIR")
 
 
 @pytest.mark.parametrize("kind", ["rgb", "jpeg", "jpeg-no-offsets", "jpeg-extended-offsets"])

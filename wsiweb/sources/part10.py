@@ -40,6 +40,8 @@ logger = logging.getLogger("wsiweb")
 
 MAX_INFLATED_BYTES = 4 << 30
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_DIRECTORY = b"\2\0\2\0UI\x14\x001.2.840.10008.1.3.10"
+"""MediaStorageSOPClassUID of a DICOMDIR."""
 _quiet_lock = threading.RLock()
 if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody will release
     os.register_at_fork(
@@ -48,7 +50,7 @@ if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody w
 
 
 class NotDicomError(MetadataError):
-    """The file is no DICOM file at all."""
+    """The file is no DICOM file at all, or a directory of others."""
 
 
 class Part10File:
@@ -100,11 +102,13 @@ class Part10File:
             self._tail = replace(self._read_header()[1], frame_groups=None)
 
     def _check_magic(self) -> None:
-        head = self._file.read(132, 0)
+        head = self._file.read(512, 0)
         # Without a preamble a file begins with an element of a low group (PS3.10 7.1 wants one; not all have it).
         bare = len(head) > 8 and head[0] in (2, 8) and head[1] == 0 and head[3] == 0
-        if head[128:] != b"DICM" and not bare:
+        if head[128:132] != b"DICM" and not bare:
             raise NotDicomError(f"{self.path} is no DICOM file: it has no DICM prefix.")
+        if _DIRECTORY in head:
+            raise NotDicomError(f"{self.path} is a directory of other files, and no image: open those, or its folder.")
 
     def _read_header(self) -> tuple[Dataset, Tail]:
         """Return the dataset up to the per-frame groups, and what stands after it."""
