@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
 
@@ -313,6 +315,31 @@ def test_folders_without_dicom(tmp_path: Path) -> None:
             Slide.open(place)
     with pytest.raises(WsiWebError):
         Slide.open([])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(truth: SyntheticSlide, tmp_path: Path) -> None:
+    for file in truth.files:
+        shutil.copy(file, tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Timer(5, lambda: pipe.open("wb").close())  # lets who waits fail, and not hang
+    writer.daemon = True
+    writer.start()
+    with Slide.open(tmp_path) as slide:
+        assert_whole(slide, truth)
+    with pytest.raises(SlideNotFoundError, match="pipe is neither a file nor a folder"):
+        Slide.open(pipe)
+    writer.cancel()
+
+
+def test_a_link_to_nowhere_is_told(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """It may be a level whose content is elsewhere."""
+    for file in truth.files:
+        shutil.copy(file, tmp_path)
+    (tmp_path / "level.dcm").symlink_to(tmp_path / "gone")
+    with pytest.raises(SourceError, match=r"level\.dcm cannot be opened"):
+        Slide.open(tmp_path)
 
 
 def test_a_dicomdir_is_no_image(truth: SyntheticSlide, tmp_path: Path) -> None:

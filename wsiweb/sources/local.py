@@ -124,11 +124,13 @@ class LocalSource:
             if path.is_dir():
                 for folder, subfolders, names in os.walk(path):
                     subfolders.sort()
-                    for name in sorted(names):
-                        if not name.startswith(".") and (file := Path(folder, name)).is_file():
+                    for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+                        if file.is_file() or not file.exists():  # no pipe, but a link to nowhere, which is reported
                             yield file, False
-            elif path.exists():
+            elif path.is_file():
                 yield path, True
+            elif path.exists():
+                raise SlideNotFoundError(f"{path} is neither a file nor a folder.")
             else:
                 hint = " The URL of a service begins with https:// or http://." if ":" in str(path) else ""
                 raise SlideNotFoundError(f"{path} does not exist.{hint}")
