@@ -17,6 +17,7 @@ from wsiweb import ReadOptions, Slide, WsiWebError, decoders
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from multiprocessing.queues import Queue
+    from pathlib import Path
 
     from conftest import Opener, SlideMaker
 
@@ -132,6 +133,19 @@ def test_a_pickled_slide_reads(open_slide: Opener, synthetic: SlideMaker) -> Non
             region = clone.read_region(0, *BOX, optical_path="B", focal_plane=2.0)
             np.testing.assert_array_equal(region, truth.truth(0, *BOX, ("B", 2.0)))
     np.testing.assert_array_equal(slide.read_region(0, *BOX), truth.truth(0, *BOX))  # a clone's end is its own
+
+
+def test_a_slide_of_a_relative_path_reads_from_anywhere(
+    synthetic: SlideMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = synthetic("jpeg")
+    (tmp_path / "slide").symlink_to(truth.folder)
+    monkeypatch.chdir(tmp_path)
+    with Slide.open("slide") as slide:
+        pickled = pickle.dumps(slide)
+    monkeypatch.chdir(truth.folder)
+    with pickle.loads(pickled) as clone:
+        np.testing.assert_array_equal(clone.read_region(0, *BOX), truth.truth(0, *BOX))
 
 
 def test_pickles_are_small_and_hold_no_pixels(open_slide: Opener, synthetic: SlideMaker) -> None:

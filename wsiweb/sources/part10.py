@@ -72,8 +72,8 @@ class Part10File:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: RandomAccessFile | MemoryFile = RandomAccessFile(path)
+        self.path = path.absolute()  # for processes, and times, of another working directory
+        self._file: RandomAccessFile | MemoryFile = RandomAccessFile(self.path)
         self._frames: NativeFrames | EncapsulatedFrames | None = None
         try:
             self._check_magic()
