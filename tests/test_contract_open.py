@@ -30,6 +30,7 @@ from synthetic import make_slide
 from wsiweb import (
     AuthenticationError,
     MetadataError,
+    MetadataWarning,
     ReadOptions,
     RegionError,
     Slide,
@@ -334,12 +335,14 @@ def test_a_pipe_is_not_waited_for(truth: SyntheticSlide, tmp_path: Path) -> None
 
 
 def test_a_link_to_nowhere_is_told(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """It may be a level whose content is elsewhere."""
+    """It may be a level whose content is elsewhere, or none of the slide's; named, it is an error."""
     for file in truth.files:
         shutil.copy(file, tmp_path)
     (tmp_path / "level.dcm").symlink_to(tmp_path / "gone")
-    with pytest.raises(SourceError, match=r"level\.dcm cannot be opened"):
-        Slide.open(tmp_path)
+    with pytest.warns(MetadataWarning, match=r"level\.dcm cannot be opened"):
+        Slide.open(tmp_path).close()
+    with pytest.raises(SlideNotFoundError, match="does not exist"):
+        Slide.open([tmp_path / "level.dcm"])
 
 
 def test_a_dicomdir_is_no_image(truth: SyntheticSlide, tmp_path: Path) -> None:
