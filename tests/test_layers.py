@@ -61,7 +61,7 @@ LAYERS = {
         ("patches.mapping", "patches.plot", "patches.points", "patches.storage", "patches.writing"),
         ("export", "patches.batches", "patches.cost", "patches.order", "patches.rows"),
         ("patches.layout", "patches.tissue", "patches.values"),
-        ("files", "patches.packing"),
+        ("files", "patches.packing", "patches.polygons"),
     ),
     "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers"), ("board",)),
     "I/O": (

@@ -31,7 +31,9 @@ def plot(plan: PatchPlan, axes: Any, *, max_size: int) -> Any:
     if plan.mask is not None:
         shade = np.zeros((*plan.mask.mask.shape, 4))
         shade[plan.mask.mask] = (0.1, 0.6, 0.2, 0.25)
-        axes.imshow(shade, extent=extent)
+        spanned = plan.mask.spanned
+        axes.imshow(shade, extent=(0, spanned[0], spanned[1], 0))
+        axes.set(xlim=(0, width), ylim=(height, 0))
     w, h = (side * scale for side, scale in zip(plan.size, plan.view.base_scale, strict=True))
     places = zip(plan.x_base.tolist(), plan.y_base.tolist(), strict=True)
     if len(plan) <= MAX_DRAWN:

@@ -14,18 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiweb.errors import RegionError
+from wsiweb.patches.polygons import drawn, polygons_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     Mask = npt.NDArray[np.bool_]
-    Points = npt.NDArray[np.float64]
     Floats = npt.NDArray[np.floating[Any]]
-
-MAX_COORDINATE = 100_000_000
-"""Of polygons, in pixels of level 0: what lies farther out, Pillow draws nothing of."""
-POLYGON_SIDE = 4096
-"""Longer side of the mask that polygons are drawn into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +85,16 @@ class TissueMask:
         Boolean, ``(h, w)``.
     base_size
         (w, h) of level 0.
+    side
+        Of a pixel of the mask, in pixels of level 0, where the last ones reach beyond it; None spans level 0.
     """
 
-    def __init__(self, mask: Mask, base_size: tuple[int, int]) -> None:
+    def __init__(self, mask: Mask, base_size: tuple[int, int], side: int | None = None) -> None:
         if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
             raise RegionError(f"A mask is a boolean array (h, w) that spans level 0, not {mask.dtype} {mask.shape}.")
         self.mask = mask.copy()  # its owner may go on with it, and what is pickled should be what was measured
         self.base_size = base_size
+        self.side = side
         self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32 if mask.size < 1 << 31 else np.int64)
         inner = self._sums[1:, 1:]
         np.cumsum(np.cumsum(mask, axis=0, out=inner), axis=1, out=inner)
@@ -106,13 +104,14 @@ class TissueMask:
             "bits": zlib.compress(np.packbits(self.mask).tobytes()),
             "shape": self.mask.shape,
             "base_size": self.base_size,
+            "side": self.side,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         h, w = state["shape"]
         bits = np.frombuffer(zlib.decompress(state["bits"]), np.uint8)
         mask = np.unpackbits(bits, count=h * w).reshape(h, w).astype(np.bool_)
-        self.__init__(mask, state["base_size"])  # type: ignore[misc]
+        self.__init__(mask, state["base_size"], state["side"])  # type: ignore[misc]
 
     def fractions(self, x: Floats, y: Floats, w: float, h: float) -> Floats:
         """Return how much of each patch is tissue; what lies outside of the slide is none.
@@ -124,13 +123,19 @@ class TissueMask:
         w, h
             Size of all patches, in pixels of level 0.
         """
-        scale_x = self.mask.shape[1] / self.base_size[0]
-        scale_y = self.mask.shape[0] / self.base_size[1]
-        left, right = x * scale_x, (x + w) * scale_x
-        top, bottom = y * scale_y, (y + h) * scale_y
+        width, height = self.spanned
+        scale_x, scale_y = self.mask.shape[1] / width, self.mask.shape[0] / height
+        left, right = (np.clip(edge, 0, self.base_size[0]) * scale_x for edge in (x, x + w))
+        top, bottom = (np.clip(edge, 0, self.base_size[1]) * scale_y for edge in (y, y + h))
         inside = self._sum(right, bottom) - self._sum(left, bottom) - self._sum(right, top) + self._sum(left, top)
         fractions: Floats = np.clip(inside / (w * scale_x * h * scale_y), 0.0, 1.0)
         return fractions
+
+    @property
+    def spanned(self) -> tuple[int, int]:
+        """Return (w, h) of what the mask spans, in pixels of level 0."""
+        height, width = self.mask.shape
+        return self.base_size if self.side is None else (width * self.side, height * self.side)
 
     def _sum(self, x: Floats, y: Floats) -> Floats:
         """Return the tissue above and left of points: between pixels, the table is bilinear."""
@@ -164,54 +169,5 @@ def make_mask(mask: Any, base_size: tuple[int, int], thumbnail: Callable[[], npt
         return TissueMask(mask, base_size)
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.shape[1] != 2:
         raise RegionError(f"A mask is a boolean array, not {mask.dtype}; write mask > 0, say.")
-    return TissueMask(_drawn(_polygons(mask), base_size), base_size)
-
-
-def _polygons(mask: Any) -> list[list[Points]]:
-    """Return the rings of each polygon, outline and holes: of arrays, lists of points, or shapely's objects."""
-    if hasattr(mask, "geoms"):
-        return [polygon for part in mask.geoms for polygon in _polygons(part)]
-    if hasattr(mask, "exterior"):
-        rings = (mask.exterior, *mask.interiors)
-        return [[_within_reach(np.asarray(ring.coords, np.float64)[:, :2], mask) for ring in rings]]
-    try:
-        one = np.asarray(mask, np.float64)
-    except (TypeError, ValueError):
-        one = np.zeros(0)
-    if one.ndim == 2 and one.shape[1] == 2 and len(one) >= 3:
-        return [[_within_reach(one, mask)]]
-    polygons = [] if isinstance(mask, np.ndarray) and mask.ndim < 3 else _items(mask)
-    if not polygons:
-        raise RegionError(f"A polygon is at least three (x, y) in level-0 pixels, not {mask!r:.80}.")
-    return [polygon for part in polygons for polygon in _polygons(part)]
-
-
-def _within_reach(ring: Points, mask: Any) -> Points:
-    if not (np.abs(ring) <= MAX_COORDINATE).all():
-        raise RegionError(f"Polygons are finite, within {MAX_COORDINATE:,} pixels; one reaches beyond: {mask!r:.80}.")
-    return ring
-
-
-def _items(mask: Any) -> list[Any]:
-    if isinstance(mask, (int, float)) or not hasattr(mask, "__iter__"):
-        return []
-    items = list(mask)
-    return items if items and all(np.ndim(item) == 2 or hasattr(item, "exterior") for item in items) else []
-
-
-def _drawn(polygons: Iterable[list[Points]], base_size: tuple[int, int]) -> Mask:
-    """Draw polygons; a pixel of the mask is inside where its centre is, about."""
-    from PIL import Image, ImageDraw  # noqa: PLC0415
-
-    factor = min(1.0, POLYGON_SIDE / max(base_size))
-    size = tuple(max(round(side * factor), 1) for side in base_size)
-    image = Image.new("1", (size[0], size[1]))
-    scale = np.array([size[0] / base_size[0], size[1] / base_size[1]])
-    for outline, *holes in polygons:
-        target = Image.new("1", image.size) if holes else image
-        draw = ImageDraw.Draw(target)
-        for ring, fill in ((outline, 1), *((hole, 0) for hole in holes)):
-            draw.polygon([tuple(point) for point in (ring * scale - 0.5).tolist()], fill=fill)
-        if holes:
-            image.paste(1, mask=target)  # what other polygons show in the holes stays
-    return np.asarray(image, np.bool_)
+    drawing, side = drawn(polygons_of(mask), base_size)
+    return TissueMask(drawing, base_size, side)
