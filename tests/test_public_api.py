@@ -15,6 +15,8 @@ import wsiweb
 from wsiweb import errors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import SlideMaker
 
 ERRORS = {
@@ -44,7 +46,27 @@ def test_all_is_sorted_and_importable() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = wsiweb.no_such_name
+        _ = wsiweb.no_such_name  # type: ignore[attr-defined]
+
+
+def test_type_checkers_know_which_names_there_are(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import wsiweb\nfrom wsiweb import Slyde\nwsiweb.serch('x')\nwsiweb.patches.Otzu()\n"
+        "wsiweb.Slide.open('x')\nwsiweb.search('x')\nwsiweb.patches.Otsu()\nwsiweb.doctor.examine('x')\n"
+        "reveal_type(wsiweb.idc.find)\nreveal_type(wsiweb.server)\n"
+    )
+    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path / 'cache'}"]
+    said = mypy.run([*options, "--no-error-summary", str(program)])[0]
+    assert re.findall(r"program.py:(\d+): error", said) == ["2", "3", "4"], said
+    assert "FoundSlide" in re.findall(r"program.py:9: note: (.*)", said)[0]
+
+
+def test_dir_lists_what_there_is_and_imports_none_of_it() -> None:
+    names = {*wsiweb.__all__, "__version__", "doctor", "idc", "patches", "server", "torch"}
+    assert dir(wsiweb) == sorted(names)
+    assert loaded_by("import wsiweb; dir(wsiweb)", HEAVY) == set()
 
 
 def test_parts_of_the_library_are_there_without_an_import_of_their_own() -> None:

@@ -31,6 +31,11 @@ from wsiweb.errors import (
 from wsiweb.options import ReadOptions
 
 if TYPE_CHECKING:
+    from wsiweb import doctor as doctor
+    from wsiweb import idc as idc
+    from wsiweb import patches as patches
+    from wsiweb import server as server
+    from wsiweb import torch as torch
     from wsiweb.finding import FoundSlide, search
     from wsiweb.pyramid import Level
     from wsiweb.slide import Slide
@@ -68,10 +73,17 @@ _LAZY = {
 _SUBMODULES = frozenset({"doctor", "idc", "patches", "server", "torch"})
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
-    if name in _SUBMODULES:
-        return importlib.import_module(f"wsiweb.{name}")
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"wsiweb.{name}")
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what there is to use, whether it has been imported yet or not."""
+    return sorted({*__all__, *_SUBMODULES, "__version__"})
