@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import signal
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,8 @@ from synthetic import SyntheticSlide, make_slide
 from wsiweb import Slide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 
 class SlideMaker(Protocol):
@@ -75,6 +77,24 @@ def open_web() -> Iterator[Opener]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let backoff be short: how long it is, is tested elsewhere."""
     monkeypatch.setattr("wsiweb.sources.retry.BACKOFF_BASE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Let no file grow beyond so many bytes, for the time of a ``with``: to who writes, that is a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def full(size: int) -> Iterator[None]:
+        limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return full
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,14 @@ from synthetic import make_slide, srgb_profile
 from wsiweb import DecodeError, ReadOptions, RegionError, WsiWebError, export
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
 
 
-@pytest.mark.parametrize("name", ["no-such-folder/a.png", "file/a.png", "folder", "long" * 70 + ".png"])
+@pytest.mark.parametrize("name", ["no-such-folder/a.png", "file/a.png", "folder", "long" * 70 + ".png", "null\0.png"])
 def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path, name: str) -> None:
     """The error names what was asked for, and no file beside it; nothing is left there."""
     (tmp_path / "folder").mkdir()
@@ -27,7 +29,7 @@ def test_where_no_file_can_be_written(open_slide: Opener, synthetic: SlideMaker,
     slide = open_slide(synthetic("rgb"))
     with pytest.raises(WsiWebError) as caught:
         slide.export_png(tmp_path / name, 0, 0, 0, 50, 50)
-    assert str(tmp_path / name) in str(caught.value)
+    assert str(tmp_path / name).replace("\0", r"\x00") in str(caught.value)
     assert ".part" not in str(caught.value)
     if name != "folder":
         with pytest.raises(WsiWebError, match="cannot be written"):
@@ -40,6 +42,32 @@ def test_a_picture_that_no_png_can_hold(open_slide: Opener, synthetic: SlideMake
     with pytest.raises(RegionError):
         open_slide(synthetic("rgb")).export_png(tmp_path / "out.png", 0, 0, 0, 10**4, 10**13)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk(
+    open_slide: Opener, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    """It is said of the file that was asked for; whatever of the user's fails meanwhile fails as it does."""
+    noise = np.random.default_rng(1).integers(0, 256, (400, 500, 3), np.uint8)
+    slide = open_slide(make_slide(tmp_path / "slide", content="mono16", sizes=((500, 400),)))
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def told(done: int, total: int) -> None:
+        raise BrokenPipeError("mine")
+
+    with full_disk(2_000):
+        with pytest.raises(WsiWebError) as caught:
+            slide.export_png(out / "a.png")
+        with pytest.raises(WsiWebError) as also:
+            export.write_png(out / "a.png", noise, mpp=None)
+    assert str(caught.value) == str(also.value)
+    assert str(also.value) == (
+        f"{out / 'a.png'} cannot be written: File too large. Make room, or write to another place."
+    )
+    with pytest.raises(BrokenPipeError, match="mine"):
+        slide.export_png(out / "a.png", progress=told)
+    assert not list(out.iterdir())
 
 
 def test_names_may_be_as_long_as_the_system_allows(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from typer.testing import CliRunner
 
 from wsiweb import Slide, WsiWebError
 from wsiweb.cli import app
+from wsiweb.patches.writing import write_folder, write_shards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conftest import SlideMaker
@@ -180,3 +183,37 @@ def test_parts_of_another_kind_do_not_go_into_the_same_folder(
     assert "write to another folder" in str(answer.exception)
     assert sorted(folder.iterdir()) == before
     assert RUNNER.invoke(app, [*command, "--shard", "2/3"]).exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["folder", "shards-%03d.tar"])
+def test_a_full_disk(
+    synthetic: SlideMaker, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], place: str
+) -> None:
+    with Slide.open(synthetic("rgb").folder) as slide:
+        plan = slide.patches(200)
+
+        def told(done: int, total: int) -> None:
+            if done:
+                raise BrokenPipeError("mine")
+
+        def write(report: Callable[[int, int], None]) -> None:
+            if place == "folder":
+                write_folder(plan, tmp_path / place, form="png", quality=90, report=report)
+            else:
+                write_shards(plan, str(tmp_path / place), form="png", quality=90, shard_size=9, report=report)
+
+        with full_disk(500), pytest.raises(WsiWebError) as caught:
+            write(lambda _done, _total: None)
+        file = tmp_path / ("folder/0_0.png" if place == "folder" else place % 0)
+        assert str(caught.value) == f"{file} cannot be written: File too large. Make room, or write to another place."
+        assert not list((tmp_path / place).glob("*") if place == "folder" else tmp_path.iterdir())
+        with pytest.raises(BrokenPipeError, match="mine"):
+            write(told)
+
+
+def test_a_file_is_no_folder(synthetic: SlideMaker, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below", "file/shards-%d.tar"):
+        done = RUNNER.invoke(app, ["patches", str(synthetic("rgb").folder), "-o", str(tmp_path / place)])
+        assert isinstance(done.exception, WsiWebError)
+        assert str(tmp_path / "file") in str(done.exception)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import textwrap
@@ -13,15 +12,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from wsiweb import RegionError, Slide, UnsupportedError, WsiWebError
+from wsiweb import RegionError, Slide, SourceTimeoutError, UnsupportedError, WsiWebError
 from wsiweb.patches import mapping
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
 
     from wsiweb.patches import PatchBatch
+
+    FullDisk = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -285,19 +288,13 @@ def test_runs_that_write_the_same_file_are_told(slide: Slide, tmp_path: Path, ki
         tmp_path.chmod(0o700)
 
 
-def test_a_full_disk_is_an_error_and_no_end(slide: Slide, tmp_path: Path, kind: str) -> None:
+def test_a_full_disk_is_an_error_and_no_end(slide: Slide, tmp_path: Path, kind: str, full_disk: FullDisk) -> None:
     """Rows that no longer fit into the file raise; with room, the next run goes on."""
-    resource = pytest.importorskip("resource")
     patches, out = slide.patches(100), tmp_path / f"out.{kind}"
     pixels = [patches[n].image for n in range(len(patches))]
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OSError, match="too large"):
-            patches.map(lambda batch: batch.images, out, batch_size=2 if kind == "npy" else 4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(100_000), pytest.raises(WsiWebError) as caught:
+        patches.map(lambda batch: batch.images, out, batch_size=2 if kind == "npy" else 4)
+    assert str(caught.value) == f"{out} cannot be written: File too large. Make room, or write to another place."
     if kind == "npy":
         assert json.loads((tmp_path / ".out.npy.journal").read_text())["done"] == 2
     seen: list[int] = []
@@ -309,6 +306,23 @@ def test_a_full_disk_is_an_error_and_no_end(slide: Slide, tmp_path: Path, kind: 
     patches.map(noted, out, batch_size=2 if kind == "npy" else 4)
     assert seen == list(range(2 if kind == "npy" else 0, 35))
     np.testing.assert_array_equal(stored(out), pixels)
+
+
+def test_errors_of_the_users_own_stay_what_they_are(slide: Slide, tmp_path: Path, kind: str) -> None:
+    """Of the function, and of what is told of the progress: they are not about the file."""
+
+    def fail(*_: Any) -> Any:
+        raise BrokenPipeError("mine")
+
+    def late(batch: Any) -> Any:
+        raise SourceTimeoutError("no answer")
+
+    patches, out = slide.patches(100), tmp_path / f"out.{kind}"
+    for function, progress in ((fail, None), (means, fail)):
+        with pytest.raises(BrokenPipeError, match="mine"):
+            patches.map(function, out, resume=False, progress=progress)
+    with pytest.raises(SourceTimeoutError, match="no answer"):
+        patches.map(late, out, resume=False)
 
 
 def test_objects_are_no_rows(slide: Slide, tmp_path: Path, kind: str) -> None:

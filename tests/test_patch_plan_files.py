@@ -17,6 +17,7 @@ from wsiweb.patches import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
@@ -162,6 +163,17 @@ def test_a_plan_that_cannot_be_written_leaves_the_old_one(slide: Slide, tmp_path
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(WsiWebError):
             patches.save((place / "plan").with_suffix(suffix) if place != tmp_path else folder_at(tmp_path, suffix))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+def test_a_full_disk(
+    slide: Slide, tmp_path: Path, suffix: str, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = tmp_path / f"plan{suffix}"
+    with full_disk(1_000), pytest.raises(WsiWebError) as caught:
+        slide.patches(9).save(path)
+    assert str(caught.value) == f"{path} cannot be written: File too large. Make room, or write to another place."
+    assert not list(tmp_path.iterdir())
 
 
 def fail_with_a_full_disk(_: object) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from wsiweb import icc as icc_profiles
 from wsiweb.cache import Keep
 from wsiweb.errors import RegionError, WsiWebError
-from wsiweb.files import whole, writable
+from wsiweb.files import whole_stream, writable
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import RegionPlanner, check_region
 from wsiweb.png import DEFAULT_COMPRESSION, PngWriter
@@ -145,7 +145,7 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
         irregular = path.exists() and not path.is_file()
     if irregular:
         raise WsiWebError(f"{path} is no regular file; it is not replaced.")
-    with whole(path) as temporary, temporary.open("wb") as stream:
+    with whole_stream(path) as stream:
         yield stream
 
 

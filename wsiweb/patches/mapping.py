@@ -90,26 +90,30 @@ def map_to_file(
         )
     with _alone(path):
         done = (_done(journal, ticket) or 0) if resume and part.exists() else 0
-        rows = form.reopen(part) if done else None
+        with writable(path):
+            rows = form.reopen(part) if done else None
         with progress_of(progress, len(plan), "patches") as report:
             for batch in plan[done:].batches(batch_size):
                 values = _values(function, batch)
                 if rows is None:
-                    _note(journal, {**ticket, "done": 0})  # what it says of an earlier file is not of this one
-                    rows = form.create(part, (len(plan), *values.shape[1:]), values.dtype, batch_size)
+                    with writable(path):
+                        _note(journal, {**ticket, "done": 0})  # what it says of an earlier file is not of this one
+                        rows = form.create(part, (len(plan), *values.shape[1:]), values.dtype, batch_size)
                 if values.shape[1:] != rows.shape[1:] or values.dtype != rows.dtype:
                     raise WsiWebError(
                         f"The function returned {values.dtype} {values.shape[1:]} a patch, and before "
                         f"{rows.dtype} {rows.shape[1:]}."
                     )
-                rows[done : done + len(values)] = values
-                done += len(values)
-                _note(journal, {**ticket, "done": done})
+                with writable(path):
+                    rows[done : done + len(values)] = values
+                    done += len(values)
+                    _note(journal, {**ticket, "done": done})
                 report(done, len(plan))
-        if rows is None:  # of no patches
-            form.create(part, (0,), np.dtype(np.float64), batch_size)
-            _note(journal, {**ticket, "done": 0})
-        form.publish(part, path)  # the journal stays, and tells what the file is about
+        with writable(path):
+            if rows is None:  # of no patches
+                form.create(part, (0,), np.dtype(np.float64), batch_size)
+                _note(journal, {**ticket, "done": 0})
+            form.publish(part, path)  # the journal stays, and tells what the file is about
     return form.read(path)
 
 

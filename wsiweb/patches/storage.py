@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -28,15 +29,21 @@ def save(plan: PatchPlan, path: str | os.PathLike[str]) -> None:
     if path.is_dir():
         raise WsiWebError(f"{path} is a folder, which is not replaced.")
     with whole(path) as part, writable(path):
-        if suffix == ".npz":
-            with part.open("wb") as stream:
-                np.savez_compressed(stream, description=np.array(json.dumps(_description(plan))), **_columns(plan))
-        elif suffix == ".parquet":
-            frame = to_pandas(plan)
-            frame.attrs["wsiweb"] = json.dumps(_description(plan))
-            frame.to_parquet(part, index=False)
-        else:
-            _save_h5(plan, part)
+        part.write_bytes(_encoded(plan, suffix))
+
+
+def _encoded(plan: PatchPlan, suffix: str) -> bytes:
+    """Return what the file holds, made in memory: what the libraries say of a full disk is no message for people."""
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        np.savez_compressed(buffer, description=np.array(json.dumps(_description(plan))), **_columns(plan))
+    elif suffix == ".parquet":
+        frame = to_pandas(plan)
+        frame.attrs["wsiweb"] = json.dumps(_description(plan))
+        return bytes(frame.to_parquet(index=False))
+    else:
+        _save_h5(plan, buffer)
+    return buffer.getvalue()
 
 
 def to_pandas(plan: PatchPlan) -> Any:
@@ -62,7 +69,7 @@ def _description(plan: PatchPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _save_h5(plan: PatchPlan, path: Path) -> None:
+def _save_h5(plan: PatchPlan, stream: BinaryIO) -> None:
     """Write ``coords`` as CLAM does, with the attributes that TRIDENT reads; in a group of our own, what they lack.
 
     Both read a level of the slide: of a virtual one, the pixels that its patches are made of.
@@ -72,7 +79,7 @@ def _save_h5(plan: PatchPlan, path: Path) -> None:
             f"CLAM and TRIDENT keep square patches, not {plan.size[0]} x {plan.size[1]}; save this plan as .npz."
         )
     base_scale = plan.view.base_scale
-    with h5py().File(path, "w") as file:
+    with h5py().File(stream, "w") as file:
         coords = file.create_dataset("coords", data=np.stack([plan.x_base, plan.y_base], axis=1))
         coords.attrs["patch_size"] = round(plan.size[0] * plan.view.scale[0])
         coords.attrs["patch_level"] = plan.level

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import RegionError, WsiWebError
-from wsiweb.files import whole
+from wsiweb.files import whole, whole_stream, writable
 from wsiweb.geometry import Rectangle
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
         What is there are patches of another slide, resolution, size or quality.
     """
     _check(form)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_file():
+        raise WsiWebError(f"{folder} is a file. Patches are written to a folder, or to tar files: shards-%06d.tar.")
+    _make(folder)
     names = [f"{x}_{y}.{form}" for x, y in zip(plan.x_base.tolist(), plan.y_base.tolist(), strict=True)]
     images = {path.name for path in folder.iterdir() if path.suffix in _SUFFIXES}
     there = images.intersection(names)
@@ -54,8 +56,7 @@ def write_folder(plan: PatchPlan, folder: Path, *, form: str, quality: int, repo
         originals = _originals(plan, batch) if form == "jpeg" else {}
         for row in range(len(batch)):
             name = names[int(places[number * BATCH + row])]
-            with whole(folder / name) as path:
-                path.write_bytes(originals.get(row) or _encoded(batch.images[row], form, quality))
+            _write(folder / name, originals.get(row) or _encoded(batch.images[row], form, quality))
         done += len(batch)
         report(done, len(names))
     return len(places)
@@ -93,8 +94,8 @@ def write_shards(
         if path.exists():
             _check_shard(path, shard, form)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as temporary, tarfile.open(temporary, "w") as tar:
+            _make(path.parent)
+            with whole_stream(path) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 for batch in shard.batches(BATCH):
                     originals = _originals(shard, batch) if form == "jpeg" else {}
                     for row in range(len(batch)):
@@ -105,6 +106,16 @@ def write_shards(
             written += 1
         report(min(start + shard_size, len(plan)), len(plan))
     return written
+
+
+def _make(folder: Path) -> None:
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with whole(path) as part, writable(path):
+        part.write_bytes(data)
 
 
 def shard_path(pattern: str, number: int) -> Path:
@@ -149,8 +160,7 @@ def _note_kind(folder: Path, kind: dict[str, Any], *, anything: bool) -> None:
         what = "patches of another slide, resolution, size, format or quality"
         known = what if journal.exists() else f"images, and nothing tells that they are not {what}"
         raise WsiWebError(f"{folder} holds {known} ({journal.name}). Delete them, or write to another folder.")
-    with whole(journal) as path:
-        path.write_text(noted)
+    _write(journal, noted.encode())
 
 
 def _facts(plan: PatchPlan, batch: PatchBatch, row: int) -> dict[str, Any]:
