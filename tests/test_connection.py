@@ -27,7 +27,7 @@ from wsiweb import (
     ThrottledError,
     WsiWebError,
 )
-from wsiweb.opening import split_series_url
+from wsiweb.addresses import split_series_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

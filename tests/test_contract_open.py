@@ -38,6 +38,7 @@ from wsiweb import (
     SourceError,
     UnsupportedError,
     WsiWebError,
+    search,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,34 @@ def test_series_url(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     for end in ("", "/"):
         with Slide.open(server.series_url(truth.study_uid, truth.series_uid) + end) as slide:
             assert_whole(slide, truth)
+
+
+@pytest.mark.parametrize("around", ["{} ", "{}\n", "\t {}\r\n"])
+def test_urls_are_pasted_with_white_space(server: DICOMwebServer, truth: SyntheticSlide, around: str) -> None:
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    for place in (around.format(url), around.format(f"{url}?key=a")):
+        with Slide.open(place) as slide:
+            assert_whole(slide, truth)
+    assert {request.path.partition("?")[2] for request in server.requests} == {"", "key=a"}
+    (found,) = search(around.format(server.url))
+    assert found.series_uid == truth.series_uid
+
+
+@pytest.mark.parametrize(("place", "said"), [
+    ("http://h/dicom-web/series/1.2.3", "h/dicom-web/series/1.2.3 has no /studies/.../series/... in it. A series is"),
+    ("http://h/viewer?StudyInstanceUIDs=1.2.3&key=SECRET", "viewer has no /studies/.../series/... in it. It looks"),
+    ("http://h:8042/app/explorer.html#series?uuid=1-2", "the address of a viewer"),
+    ("http://u:SECRET@h/dicom-web", "http://h/dicom-web has no /studies/.../series/... in it. If it is the root"),
+    ("s3://bucket/slide", "s3://bucket/slide is no URL of a DICOMweb service: that begins with https"),
+    ("htp://u:SECRET@host/dicom-web/studies/1.2/series/3", "htp://host/dicom-web/studies/1.2/series/3 is no URL"),
+    (["https://u:SECRET@h/studies/1/series/2?key=SECRET"], "https://h/studies/1/series/2 is a URL in a list"),
+    (["gs://bucket/a.dcm"], "gs://bucket/a.dcm is no URL"),
+])  # fmt: skip
+def test_what_names_no_slide_is_said_to_be_what_it_is(place: Any, said: str) -> None:
+    with pytest.raises(SlideNotFoundError) as caught:
+        Slide.open(place, options=QUICK)
+    assert said in str(caught.value)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_service_url_with_uids(server: DICOMwebServer, truth: SyntheticSlide) -> None:

@@ -63,7 +63,7 @@ LAYERS = {
         ("patches.layout", "patches.tissue", "patches.values"),
         ("files", "patches.packing", "patches.polygons"),
     ),
-    "run": (("content",), ("opening", "reader", "regions"), ("guesses", "stream", "workers"), ("board",)),
+    "run": (("content",), ("opening", "reader", "regions"), ("addresses", "guesses", "stream", "workers"), ("board",)),
     "I/O": (
         ("bulk", "cache", "sources.client", "sources.disk", "sources.local", "sources.web"),
         ("sources.part10", "sources.retrieval", "sources.store"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wsiweb import opening
+from wsiweb.addresses import split_series_url
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import SearchError, SlideNotFoundError, SourceError
 from wsiweb.listing import Listing, UntoldError, refused
@@ -115,7 +116,7 @@ def search(
     source = opening.searchable(place, opening.Connection(**given), options)
     study_uid = None
     if isinstance(place, str):
-        _, _, study_uid, series_uids = opening.split_series_url(place)
+        _, _, study_uid, series_uids = split_series_url(place)
         wanted += [Filter("SeriesInstanceUID", series_uids)] if series_uids else []
     return _slides(source, wanted, study_uid, limit, place, {**used, "options": options})
 

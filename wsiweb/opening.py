@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import requests
 from requests.structures import CaseInsensitiveDict
 
+from wsiweb.addresses import UID, check_path, nothing_named, split_series_url, web_url
 from wsiweb.bulk import fill_in
 from wsiweb.errors import AuthenticationError, MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
     from wsiweb.sources.disk import DiskCache
 
 logger = logging.getLogger("wsiweb")
-_UID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-"""Or what some take for one; nothing in it means something in a URL."""
-_WITHIN = re.compile(
-    rf"(.*)/studies/({_UID.pattern})(?:/series/({_UID.pattern})(?:/.*)?|/(?:metadata|instances).*|/series)?/*", re.ASCII
-)
-"""What a URL names below the root of a service, which may have a part called studies, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +74,11 @@ def open_source(
     options: ReadOptions,
 ) -> FrameSource:
     """Return the source that ``place`` names; see ``Slide.open`` for its forms."""
-    if _is_url(place):
-        _, _, study, series = split_series_url(place)
-        service = service_at(place, connection, options)
-        return _service_source(service, study_uid or study, series_uids or series, options)
+    url = web_url(place)
+    if url is not None:
+        return _web_source(url, study_uid, series_uids, connection, options)
+    if isinstance(place, str):
+        check_path(place, listed=False)
     if isinstance(place, (str, os.PathLike)):
         return _local_source([place], study_uid, series_uids)
     if isinstance(place, (list, tuple)):
@@ -99,6 +94,9 @@ def _local_source(
 ) -> FrameSource:
     from wsiweb.sources.local import LocalSource  # noqa: PLC0415
 
+    for path in paths:
+        if isinstance(path, str):
+            check_path(path, listed=True)
     paths = [
         unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path for path in paths
     ]
@@ -107,8 +105,18 @@ def _local_source(
     return LocalSource(paths, study_uid=study_uid, series_uids=series_uids, report=report)
 
 
-def _is_url(place: Any) -> bool:
-    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+def _web_source(
+    url: str,
+    study_uid: str | None,
+    series_uids: tuple[str, ...],
+    connection: Connection,
+    options: ReadOptions,
+) -> FrameSource:
+    _, _, study, series = split_series_url(url)
+    service = service_at(url, connection, options)
+    if not (study_uid or study or series_uids or series):
+        raise nothing_named(url)
+    return _service_source(service, study_uid or study, series_uids or series, options)
 
 
 def service_at(url: str, connection: Connection, options: ReadOptions) -> Service:
@@ -130,7 +138,7 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
         session.__dict__.update(connection.session.__dict__)
         session.headers = CaseInsensitiveDict(connection.session.headers)
     # AWS HealthImaging takes an imageSetId there, say.
-    session.params = {**session.params, **dict(parse_qsl(urlsplit(url).query))}  # type: ignore[dict-item]
+    session.params = {**session.params, **dict(parse_qsl(urlsplit(url.strip()).query))}  # type: ignore[dict-item]
     if user_password is not None:
         session.auth = user_password
     if connection.auth is not None:
@@ -170,7 +178,7 @@ def searchable(place: Any, connection: Connection, options: ReadOptions) -> WebS
     SlideNotFoundError
         It names no service.
     """
-    if _is_url(place):
+    if web_url(place) is not None:
         return WebSource(service_at(place, connection, options), "", (), options)
     service = service_of(place, options)
     if service is None or connection != Connection():
@@ -200,35 +208,6 @@ def service_of(client: Any, options: ReadOptions) -> Service | None:
         connections=options.max_connections,
         timeout_seconds=options.timeout_seconds,
     )
-
-
-def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:
-    """Split a URL into the service's root, user and password, study UID and series UIDs.
-
-    Raises
-    ------
-    SlideNotFoundError
-        It cannot be read.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # which shows the port, or what is taken for it
-        raise SlideNotFoundError(
-            "This is no URL of a DICOMweb service: its host or port cannot be read. In a user's name or password, "
-            "escape what is special in URLs (%2F for /), or pass auth=."
-        ) from None
-    if not parts.hostname:
-        raise SlideNotFoundError("This is no URL of a DICOMweb service: it names no host.")
-    user_password = None
-    if parts.username is not None:
-        user_password = unquote(parts.username), unquote(parts.password or "")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    netloc = f"{host}:{port}" if port else host
-    named = _WITHIN.fullmatch(parts.path)
-    root, study, series = named.groups() if named else (parts.path, None, None)
-    base_url = urlunsplit((parts.scheme.lower(), netloc, root.rstrip("/"), "", ""))
-    return base_url, user_password, study, () if series is None else (series,)
 
 
 def _client_source(
@@ -283,7 +262,7 @@ def _service_source(
     options: ReadOptions,
 ) -> FrameSource:
     for uid in (study_uid, *series_uids):
-        if uid is not None and not _UID.fullmatch(uid):
+        if uid is not None and not UID.fullmatch(uid):
             raise SlideNotFoundError(f"{uid!r:.80} is no UID; it is asked for nowhere.")
     cache = _disk_cache(service.wado_url, options) if options.disk_cache is not None else None
     lookup = cache.lookup if cache is not None else _looked_up

@@ -36,9 +36,10 @@ def doctor(
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find out what works on a DICOMweb service and what it costs; exit code 1 where no slide can be read."""
+    from wsiweb.addresses import web_url  # noqa: PLC0415
     from wsiweb.doctor import examine, screen  # noqa: PLC0415
 
-    if not place.lower().startswith(("http://", "https://")):
+    if web_url(place) is None:
         raise typer.BadParameter("URL begins with http:// or https://")
     with stderr.status("asking the service"):
         report = examine(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 from wsiweb import opening
+from wsiweb.addresses import split_series_url
 from wsiweb.dicomjson import Attributes
 from wsiweb.doctor import costs, frames, service
 from wsiweb.doctor.report import Check, Report, secrets_of
@@ -95,7 +96,8 @@ def examine(
     )  # fmt: skip
     options = options or ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
     options = replace(options, max_attempts=1, decode_threads=costs.AT_ONCE)
-    _, _, study, series = opening.split_series_url(place)
+    place = place.strip()
+    _, _, study, series = split_series_url(place)
     budget = Budget(MAX_REQUESTS, int(megabytes * 1e6), MAX_SECONDS, min(options.deadline_seconds, SECONDS_PER_REQUEST))
     watched = WatchedService(opening.service_at(place, connection, options), budget)
     examination = _Examination(watched, options, _credentials(connection, watched.credentials.get("auth")))
