@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
+import traceback
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,6 +20,7 @@ import pytest
 import requests
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every
+from orthanc import free_port
 from serving import open_slide, within
 from synthetic import srgb_profile
 
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("hurried")
 TILE = (0, 0, 64, 48)
 OPTIONS = ReadOptions(max_attempts=3, timeout_seconds=5, max_connections=2)
+SECRET = "pr0xyS3cr3t"
 SECRETS = {"authorization": "Bearer s3cr3t", "x-api-key": "k3y", "cookie": "sid=c00kie"}
 PROFILE = srgb_profile(swapped=True)
 
@@ -511,3 +519,63 @@ def test_a_session_with_an_environment_of_its_own_is_asked_for_it(
         session.merge_environment_settings = settings  # type: ignore[assignment,method-assign]
     with Slide.open(url.replace(address, "slides.invalid"), session=session, options=OPTIONS) as slide:
         read(slide, truth)
+
+
+def answering(stack: ExitStack, answer: bytes) -> int:
+    """Return a port on loopback where whatever is said is answered so."""
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    stack.callback(thread.join, 5)
+    stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    return int(listener.getsockname()[1])
+
+
+WANTS = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("proxy", "said"), [
+    ("http://bob:{}@127.0.0.1:{wants}", ["407", "http://user:password@proxy"]),
+    ("http://bob:{}@127.0.0.1:{nobody}", ["the proxy http://127.0.0.1:{nobody} failed", "refused"]),
+    ("bob:{}@wsiweb.invalid:80", ["its proxy, http://wsiweb.invalid:80, has to be written as http://"]),
+    ("http://bob:{}@wsiweb.invalid:80", ["the proxy http://wsiweb.invalid:80 failed", "wsiweb.invalid'"]),
+    ("socks5://bob:{}@127.0.0.1:9", ["the proxy socks5://127.0.0.1:9 needs PySocks", "requests[socks]"]),
+    ("http://bob@127.0.0.1:{}", ["its proxy, an unreadable URL"]),
+    ("ftp://bob:{}@127.0.0.1:9", ["its proxy, ftp://127.0.0.1:9"]),
+    ("http://bob:{}@:80", ["its proxy, http://:80"]),
+])  # fmt: skip
+def test_a_proxy_that_fails_is_named(scheme: str, proxy: str, said: list[str]) -> None:
+    if "socks" in proxy and importlib.util.find_spec("socks"):
+        pytest.skip("PySocks is installed")
+    with ExitStack() as stack:
+        ports = {"wants": answering(stack, WANTS), "nobody": free_port()}
+        session = stack.enter_context(requests.Session())
+        session.proxies = dict.fromkeys(("http", "https"), proxy.format(SECRET, **ports))
+        with pytest.raises(SourceError) as caught:
+            Slide.open(f"{scheme}://wsiweb.invalid/dicom-web/studies/1/series/2", session=session)
+    text = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in text
+    assert all(part.format(**ports) in str(caught.value) for part in said), str(caught.value)
+    assert "no URL" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("scheme", "answer", "said"), [
+    ("https", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", "begins with http://"),
+    ("http", b"\x15\x03\x01\x00\x02\x02\x46", "begin with https://"),  # an alert of TLS
+])  # fmt: skip
+def test_http_and_https_confused(scheme: str, answer: bytes, said: str) -> None:
+    with ExitStack() as stack:
+        place = f"{scheme}://127.0.0.1:{answering(stack, answer)}/dicom-web/studies/1/series/2"
+        with pytest.raises(SourceError, match=said) as caught:
+            Slide.open(place)
+    assert "attempts" not in str(caught.value)

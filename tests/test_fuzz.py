@@ -23,9 +23,9 @@ from wsiweb.codestream import complete, inspect
 from wsiweb.content import load_content
 from wsiweb.dicomjson import TAGS, Attributes
 from wsiweb.sources.answers import frames_in
-from wsiweb.sources.http import Answer, without_secrets
+from wsiweb.sources.http import Answer
 from wsiweb.sources.multipart import MAX_HEADER_BYTES, MultipartParser, Part, parse_content_type
-from wsiweb.sources.quoting import readable_error
+from wsiweb.sources.quoting import readable_error, without_secrets
 from wsiweb.sources.retry import RefusedError
 from wsiweb.sources.web import WebSource
 from wsiweb.stats import ReadStats

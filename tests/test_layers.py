@@ -72,6 +72,7 @@ LAYERS = {
         ("sources.answers",),
         ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.sessions",),
+        ("sources.failures",),
         ("sources.multipart", "sources.quoting"),
         ("sources.retry",),
     ),
@@ -104,8 +105,8 @@ THREAD_MAKERS = frozenset(
 )
 FOREIGN = {
     "sqlite3": ("sources.database",),
-    "requests": ("opening", "sources.client", "sources.http", "sources.sessions"),
-    "urllib3": ("sources.client", "sources.http", "sources.sessions"),
+    "requests": ("opening", "sources.client", "sources.failures", "sources.http", "sources.sessions"),
+    "urllib3": ("sources.client", "sources.failures", "sources.http", "sources.sessions"),
     "dicomweb_client": ("opening",),
     "imagecodecs": ("decoders", "demo.pyramid"),
     "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),

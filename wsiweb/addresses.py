@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from wsiweb.errors import SlideNotFoundError
-from wsiweb.sources.http import without_secrets
+from wsiweb.sources.quoting import without_secrets
 
 UID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 """Or what some take for one; nothing in it means something in a URL."""

@@ -18,7 +18,7 @@ from wsiweb.doctor.wire import Budget, WatchedService
 from wsiweb.errors import WsiWebError
 from wsiweb.options import ReadOptions
 from wsiweb.reader import Reader
-from wsiweb.sources.http import without_secrets
+from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import UnreachableError
 from wsiweb.sources.services import recognise
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from wsiweb.errors import SourceError, SourceTimeoutError
-from wsiweb.sources.http import Service, without_secrets
+from wsiweb.sources.http import Service
+from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import Action, HopelessError, RefusedError, action_for, retry_after_seconds
 
 if TYPE_CHECKING:

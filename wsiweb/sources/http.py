@@ -1,25 +1,25 @@
 """GET requests to one DICOMweb service through the session of a ``DICOMwebClient``.
 
-What is here: URLs, redirects, credentials and their renewal, streaming, cancellation, and the translation of every
-exception of requests and urllib3. What is not: which status deserves another try (``retry``), what to ask (``web``).
+What is here: URLs, redirects, credentials and their renewal, streaming, cancellation. What is not: what exceptions of
+requests and urllib3 become (``failures``), which status deserves another try (``retry``), what to ask (``web``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
-from wsiweb.errors import ProtocolError, SourceTimeoutError, WsiWebError
-from wsiweb.sources.quoting import quoted, readable_error
-from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError, UnreachableError
+from wsiweb.errors import SourceTimeoutError, WsiWebError
+from wsiweb.sources.failures import not_asked, translated
+from wsiweb.sources.quoting import quoted, readable_error, without_secrets
+from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError
 from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_adapters, own_session
 from wsiweb.stats import ReadStats
 
@@ -160,7 +160,7 @@ class Service:
         SourceError
             There was no answer, or its body broke off; a subclass says which way.
         """
-        with _translated(url):
+        with translated(url, self._proxy_of):
             with Wire() as wire:
                 forget = cancellation.on_cancel(wire.cut) if cancellation is not None else lambda: None
                 try:
@@ -240,6 +240,13 @@ class Service:
     def _session_for(self, url: str) -> requests.Session:
         return self._session if same_origin(self.base_url, url) else self._stranger
 
+    def _proxy_of(self, url: str) -> str | None:
+        with contextlib.suppress(ValueError):  # of what is no URL
+            found = self._session_for(url).merge_environment_settings(url, {}, None, None, None)
+            proxy: str | None = requests.utils.select_proxy(url, found["proxies"])
+            return proxy
+        return None
+
     @functools.cached_property
     def _stranger(self) -> requests.Session:
         """For other origins: it knows the way there, and nothing that is secret."""
@@ -265,7 +272,7 @@ class Service:
         except requests.exceptions.RequestException:
             raise
         except (ValueError, TypeError, AttributeError) as error:  # of http.client, on a line break in a header, say
-            raise _not_asked(without_secrets(url), error) from None
+            raise not_asked(without_secrets(url), error) from None
         except OSError as error:  # requests wraps those of sockets: this is about a certificate file
             raise HopelessError(f"{without_secrets(url)} was not asked: {error}", url=without_secrets(url)) from error
 
@@ -294,67 +301,6 @@ def _shut_down(response: requests.Response) -> None:
         response.raw.shutdown()
 
 
-@contextlib.contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn every exception of the HTTP libraries into one of ours. Theirs may show secrets, and are left behind."""
-    where = without_secrets(url)
-    try:
-        yield
-    except WsiWebError:
-        raise
-    except (requests.exceptions.ConnectTimeout, requests.exceptions.ConnectionError) as error:
-        if isinstance(error, requests.exceptions.SSLError):
-            reason = f"TLS failed: {_root(error)}. Pass verify= or cert= if the service has a certificate of its own"
-        elif isinstance(error, requests.exceptions.ProxyError):
-            reason = "the proxy refused the connection"
-        elif _is_reset(error):
-            raise ProtocolError(f"{where} broke off the connection.", url=where) from None
-        elif isinstance(error, requests.exceptions.ReadTimeout):
-            raise SourceTimeoutError(f"{where} was silent for too long.", url=where) from None
-        else:
-            reason = f"{_root(error)}. Is the address right, and the service running?"
-        raise UnreachableError(f"No connection to {where}: {reason}", url=where) from None
-    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
-        raise SourceTimeoutError(f"{where} was silent for longer than the timeout.", url=where) from None
-    except (
-        requests.exceptions.InvalidURL,
-        requests.exceptions.MissingSchema,
-        requests.exceptions.InvalidSchema,
-        urllib3.exceptions.LocationValueError,
-    ):
-        raise HopelessError(f"{where} is no URL that can be asked.", url=where) from None
-    except requests.exceptions.InvalidHeader as error:
-        raise _not_asked(where, error) from None
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from None
-
-
-def _not_asked(where: str, error: Exception) -> HopelessError:
-    """Say why a request could not be made; the value is not shown, nor the error that shows it: it may be a token."""
-    return HopelessError(
-        f"{where} was not asked: a header or a credential is no text, or has characters that HTTP does not allow "
-        f"({type(error).__name__}).",
-        url=where,
-    )
-
-
-def _is_reset(error: BaseException) -> bool:
-    reason: Any = error.args[0] if error.args else None
-    return isinstance(reason, urllib3.exceptions.ProtocolError)
-
-
-def _root(error: BaseException) -> str:
-    """Say the innermost reason, without the libraries' wrapping."""
-    reason: BaseException = error
-    while True:
-        inner = getattr(reason, "reason", None) or (reason.args[0] if reason.args else None)
-        if not isinstance(inner, BaseException):
-            break
-        reason = inner
-    text = str(reason)
-    return re.sub(r"^<[^>]*>: |^\w+\(.*?\): ", "", text)[:300]
-
-
 def same_origin(first: str, second: str) -> bool:
     """Whether scheme, host and port are the same."""
     return origin(first) == origin(second)
@@ -365,16 +311,3 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, port
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without user, password and query, for messages and logs."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        host = f"[{host}]" if ":" in host else host
-        netloc = f"{host}:{parts.port}" if parts.port else host
-    except ValueError:
-        return "an unreadable URL"
-    text = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
-    return text if len(text) <= 400 else f"{text[:300]}...{text[-80:]}"

@@ -1,4 +1,4 @@
-"""What a service says of a failure, for a message: readable, short, and without what was sent to it in confidence."""
+"""What a service says of a failure, and URLs, for messages: readable, short, and without what is said in confidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import html
 import json
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,3 +69,16 @@ def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     return " ".join(text.split())[:500]
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without user, password and query, for messages and logs."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        netloc = f"{host}:{parts.port}" if parts.port else host
+    except ValueError:
+        return "an unreadable URL"
+    text = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    return text if len(text) <= 400 else f"{text[:300]}...{text[-80:]}"

@@ -77,6 +77,9 @@ THROTTLING = frozenset({429, 503})
 """The service asks for patience."""
 STRAINED = frozenset({500, 502, 504, 507})
 """There may have been too much at once."""
+PROXY_WANTS_CREDENTIALS = (
+    "The proxy wants credentials: http://user:password@proxy, in HTTP_PROXY and HTTPS_PROXY or the proxies of session="
+)
 
 
 def action_for(status: int) -> Action:
@@ -137,7 +140,8 @@ class RefusedError(Exception):
         self.retry_after = retry_after_seconds(answer.headers.get("retry-after"))
         self.html = answer.content_type.lower().startswith("text/html")
         self.said = answer.error_text()
-        super().__init__(f"{self.url} answered {self.status}{f' ({self.said})' if self.said else ''}")
+        advice = f". {PROXY_WANTS_CREDENTIALS}" if self.status == 407 else ""
+        super().__init__(f"{self.url} answered {self.status}{f' ({self.said})' if self.said else ''}{advice}")
 
     @property
     def action(self) -> Action:

@@ -18,9 +18,10 @@ from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.http import same_origin, without_secrets
+from wsiweb.sources.http import same_origin
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
+from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retrieval import FrameRetrieval
 from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, raise_named, worth_repeating
 from wsiweb.sources.services import UNKNOWN, recognise
