@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -220,3 +222,23 @@ def test_credentials_reach_the_service(run: Run, slide: SyntheticSlide) -> None:
     code, _, err = run("info", slide.folder, "--user", "nobody")
     assert code == 2
     assert "USER:PASSWORD" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("arguments", [("info",), ("info", "--json")])
+def test_a_terminal_that_cannot_show_a_letter_gets_it_escaped(
+    tmp_path: Path, arguments: tuple[str, ...], encoding: str
+) -> None:
+    def name(dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        dataset.SeriesDescription = "\u03a9 \u00b5"
+
+    folder = make_slide(tmp_path / "slide", sizes=SIZES, mpp=0.5, change=name).folder
+    command = [sys.executable, "-m", "wsiweb", arguments[0], str(folder), *arguments[1:]]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="latin-1", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    if "--json" in arguments:
+        assert json.loads(done.stdout)["properties"]["series_description"] == "\u03a9 \u00b5"
+    else:
+        assert r"\u03a9" in done.stdout

@@ -5,6 +5,7 @@ Exit codes: 0, 1 where something failed, 2 for wrong usage.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Annotated, TextIO
@@ -31,6 +32,9 @@ def _main(
 def main() -> None:
     """Run the command; what fails becomes one line on stderr and exit code 1."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # rather than fail at a µ, where the locale has none
     try:
         app()
     except (WsiWebError, OSError) as error:

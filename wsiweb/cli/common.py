@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,6 +80,16 @@ def check_output(output: Path, *, force: bool) -> None:
         raise typer.BadParameter(f"what is written is a PNG; {output.name} would be taken for something else")
     if output.exists() and not force:
         raise typer.BadParameter(f"{output} exists; --force overwrites it")
+
+
+def echo_json(facts: Any, *, indent: int | None = None) -> None:
+    """Print JSON; what stdout cannot encode, as JSON escapes it."""
+    text = json.dumps(facts, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(facts, indent=indent)
+    typer.echo(text)
 
 
 def cell(value: object) -> Text:

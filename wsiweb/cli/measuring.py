@@ -18,6 +18,7 @@ from wsiweb.cli.common import (
     User,
     app,
     connection,
+    echo_json,
     escaped,
     stderr,
     stdout,
@@ -46,7 +47,7 @@ def doctor(
             place, study_uid=study, series_uid=series, megabytes=megabytes, **connection(token, user, header)
         )
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        echo_json(report.as_dict(), indent=2)
     else:
         screen.show(stdout, report)
     raise typer.Exit(0 if report.readable else 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from wsiweb.cli.common import (
     cell,
     check_output,
     connection,
+    echo_json,
     escaped,
     open_slide,
     stderr,
@@ -65,7 +65,7 @@ def info(
     """Show levels, resolution, optical paths and properties of a slide; fetches no pixels."""
     with open_slide(place, study, series, token, user, header) as slide:
         if as_json:
-            typer.echo(json.dumps(describe(slide), indent=2, ensure_ascii=False))
+            echo_json(describe(slide), indent=2)
         else:
             _print_info(slide)
 
