@@ -242,3 +242,13 @@ def test_a_terminal_that_cannot_show_a_letter_gets_it_escaped(
         assert json.loads(done.stdout)["properties"]["series_description"] == "\u03a9 \u00b5"
     else:
         assert r"\u03a9" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--mpp", "0.5", "--level", "1"), ("--magnification", "20", "--level", "1"), ("--mpp", "1", "--magnification", "9"),
+    ("-o", "x.tar"), ("-o", "x-%d-%d.tar"), ("-o", "x-%d-%d.tar", "--dry-run"),
+])  # fmt: skip
+def test_wrong_usage_of_patches(run: Run, slide: SyntheticSlide, arguments: tuple[str, ...]) -> None:
+    code, _, err = run("patches", slide.folder / "nothing-is-opened", *arguments)
+    assert code == 2
+    assert "Usage" in err

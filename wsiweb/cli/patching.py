@@ -23,6 +23,7 @@ from wsiweb.cli.common import (
     stderr,
     stdout,
 )  # fmt: skip
+from wsiweb.errors import RegionError
 
 
 @app.command()
@@ -56,12 +57,19 @@ def patches(
     """Write the patches of a slide; run again, it writes what is missing. A JPEG that is one frame keeps its bytes."""
     from wsiweb.export import progress_of  # noqa: PLC0415
     from wsiweb.patches.layout import EDGES  # noqa: PLC0415
-    from wsiweb.patches.writing import FORMATS, write_folder, write_shards  # noqa: PLC0415
+    from wsiweb.patches.writing import FORMATS, shard_path, write_folder, write_shards  # noqa: PLC0415
 
     choices = (("mask", mask, ("otsu", "none")), ("edge", edge, EDGES), ("format", image_format, FORMATS))
     for name, choice, allowed in choices:
         if choice not in allowed:
             raise typer.BadParameter(f"--{name} is {' or '.join(allowed)}, not {choice!r}")
+    if sum(given is not None for given in (level, mpp, magnification)) > 1:
+        raise typer.BadParameter("give one of --level, --mpp and --magnification")
+    if output.endswith(".tar"):
+        try:
+            shard_path(output, 0)
+        except RegionError as error:
+            raise typer.BadParameter(str(error)) from error
     with open_slide(place, study, series, token, user, header) as slide:
         plan = slide.patches(
             size, level=level, mpp=mpp, magnification=magnification, stride=stride, edge=edge, min_tissue=min_tissue,
