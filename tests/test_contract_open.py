@@ -465,6 +465,30 @@ def test_arguments_of_the_wrong_kind(synthetic: SlideMaker, given: dict[str, Any
         Slide.open(synthetic("rgb").folder, **given)
 
 
+@pytest.mark.parametrize(("given", "said"), [
+    ({"session": "x"}, "session= is a requests.Session, not str"),
+    ({"session": requests.Session}, r"requests.Session()"),
+    ({"session": object()}, "session= is a requests.Session, not object"),
+    ({"study_uid": 5}, "study_uid"), ({"wado_url_prefix": 5}, "wado_url_prefix"), ({"qido_url_prefix": b"a"}, "qido"),
+    ({"verify": 5}, "verify="), ({"cert": 5}, "cert="), ({"cert": ("a", None)}, "cert="),
+    ({"auth": ["bob", "SECRET"]}, "auth="), ({"auth": ("bob", None)}, "auth="), ({"auth": (None, "SECRET")}, "auth="),
+])  # fmt: skip
+def test_connections_of_the_wrong_kind(
+    server: DICOMwebServer, truth: SyntheticSlide, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(WsiWebError) as caught:
+        Slide.open(server.series_url(truth.study_uid, truth.series_uid), **given)
+    assert said in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert server.count() == 0
+
+
+def test_lists_of_the_wrong_kind(truth: SyntheticSlide) -> None:
+    for wrong in (None, 5, b"x"):
+        with pytest.raises(SlideNotFoundError, match=type(wrong).__name__):
+            Slide.open([truth.folder, wrong])
+
+
 @pytest.mark.parametrize("plane", ["a", None, float("nan"), [0.0]])
 def test_focal_planes_of_the_wrong_kind(open_slide: Opener, synthetic: SlideMaker, plane: Any) -> None:
     slide = open_slide(synthetic("rgb"))

@@ -36,7 +36,13 @@ logger = logging.getLogger("wsiweb")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach a service; every field as ``Slide.open`` takes it."""
+    """How to reach a service; every field as ``Slide.open`` takes it.
+
+    Raises
+    ------
+    AuthenticationError
+        One is of a kind that cannot be used. Values are not shown: they may be secrets.
+    """
 
     auth: AuthBase | tuple[str, str] | None = None
     token: str | Callable[[], str] | None = None
@@ -46,6 +52,33 @@ class Connection:
     cert: str | tuple[str, str] | None = None
     qido_url_prefix: str | None = None
     wado_url_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        pair: Any = self.auth
+        if pair is not None and not callable(pair) and not (isinstance(pair, tuple) and _are_two(pair, str, bytes)):
+            what = "a tuple that is none" if isinstance(pair, tuple) else type(pair).__name__
+            raise AuthenticationError(f"auth= is a requests.auth.AuthBase or a (user, password) pair, not {what}.")
+        headers: Any = self.headers
+        if headers and not isinstance(headers, Mapping):
+            raise AuthenticationError(f"headers= is a mapping of names to values, not {type(headers).__name__}.")
+        session: Any = self.session
+        if session is not None and not isinstance(session, requests.Session):
+            what = "the class: requests.Session()" if isinstance(session, type) else type(session).__name__
+            raise AuthenticationError(f"session= is a requests.Session, not {what}.")
+        paths = str, os.PathLike
+        kinds: tuple[tuple[str, Any, bool, str], ...] = (
+            ("verify", self.verify, isinstance(self.verify, (bool, *paths)), "True, False or a path"),
+            ("cert", self.cert, isinstance(self.cert, paths) or _are_two(self.cert, *paths), "one path, or two"),
+            ("qido_url_prefix", self.qido_url_prefix, isinstance(self.qido_url_prefix, str), "text"),
+            ("wado_url_prefix", self.wado_url_prefix, isinstance(self.wado_url_prefix, str), "text"),
+        )
+        for name, value, fits, what in kinds:
+            if value is not None and not fits:
+                raise AuthenticationError(f"{name}= is {what}, not {type(value).__name__}.")
+
+
+def _are_two(value: Any, *kinds: type) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(part, kinds) for part in value)
 
 
 def report(problem: str) -> None:
@@ -74,6 +107,9 @@ def open_source(
     options: ReadOptions,
 ) -> FrameSource:
     """Return the source that ``place`` names; see ``Slide.open`` for its forms."""
+    study: Any = study_uid
+    if study is not None and not isinstance(study, str):
+        raise SlideNotFoundError(f"study_uid is a UID as text, not {study!r:.80}.")
     url = web_url(place)
     if url is not None:
         return _web_source(url, study_uid, series_uids, connection, options)
@@ -97,6 +133,8 @@ def _local_source(
     for path in paths:
         if isinstance(path, str):
             check_path(path, listed=True)
+        elif not isinstance(path, os.PathLike):
+            raise SlideNotFoundError(f"A list names files and folders; this one has a {type(path).__name__} in it.")
     paths = [
         unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path for path in paths
     ]
@@ -127,7 +165,7 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
     SlideNotFoundError
         It is no such URL.
     AuthenticationError
-        ``auth`` or ``headers`` are nothing that can be sent, or there is a ``token``, too.
+        There are ``auth`` and ``token``.
     """
     base_url, user_password, study, _ = split_series_url(url)
     if connection.wado_url_prefix and study is not None:
@@ -142,20 +180,13 @@ def service_at(url: str, connection: Connection, options: ReadOptions) -> Servic
     if user_password is not None:
         session.auth = user_password
     if connection.auth is not None:
-        pair: Any = connection.auth
-        if not callable(pair) and not (isinstance(pair, tuple) and len(pair) == 2):
-            kind = type(pair).__name__
-            raise AuthenticationError(f"auth= is a requests.auth.AuthBase or a (user, password) pair, not {kind}.")
         session.auth = connection.auth
     if connection.token is not None:
         if connection.auth is not None:
             raise AuthenticationError("auth= and token= are two ways to log in; pass one of them.")
         session.auth = TokenAuth(connection.token)
-    headers: Any = connection.headers
-    if headers:
-        if not isinstance(headers, Mapping):
-            raise AuthenticationError(f"headers= is a mapping of names to values, not {type(headers).__name__}.")
-        session.headers.update(headers)
+    if connection.headers:
+        session.headers.update(connection.headers)
     if connection.verify is not None:
         session.verify = connection.verify
     if connection.cert is not None:
