@@ -12,7 +12,7 @@ from rich.markup import escape
 from wsiweb import ReadOptions
 from wsiweb.demo.slide import default_cache_folder, make_demo_slide
 from wsiweb.slide import Slide
-from wsiweb.sources.http import without_secrets
+from wsiweb.sources.quoting import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
