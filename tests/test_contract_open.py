@@ -483,6 +483,12 @@ def test_connections_of_the_wrong_kind(
     assert server.count() == 0
 
 
+def test_a_slide_is_made_by_opening_it(truth: SyntheticSlide) -> None:
+    for place, more in ((truth.folder, {}), ("https://host/studies/1/series/2", {"token": "a"}), ([truth.folder], {})):
+        with pytest.raises(WsiWebError, match=r"Slide\.open"):
+            Slide(place, **more)  # type: ignore[arg-type]
+
+
 def test_lists_of_the_wrong_kind(truth: SyntheticSlide) -> None:
     for wrong in (None, 5, b"x"):
         with pytest.raises(SlideNotFoundError, match=type(wrong).__name__):

@@ -44,6 +44,12 @@ class Slide:
     metadata again.
     """
 
+    def __new__(cls, content: Any = None, *_: Any, **__: Any) -> Self:
+        """Refuse what ``open`` takes."""
+        if isinstance(content, (str, os.PathLike, list, tuple)):
+            raise WsiWebError("A slide is opened by Slide.open(...), and not by Slide(...).")
+        return super().__new__(cls)
+
     def __init__(self, content: SlideContent, source: FrameSource, options: ReadOptions, pyramid: int) -> None:
         self._content = content
         self._options = options
