@@ -89,6 +89,11 @@ def test_damaged_files_are_no_plans(slide: Slide, tmp_path: Path) -> None:
         path.write_bytes(data)
         with contextlib.suppress(WsiWebError):  # a byte that does not matter may be another
             assert load(path, slide).fingerprint() == slide.patches(32).fingerprint()
+    for junk in (b"no plan at all" * 9, b"\x80\x04."):
+        path.write_bytes(junk)
+        with pytest.raises(WsiWebError, match=r"damaged\.npz") as caught:
+            load(path, slide)
+        assert "pickle" not in str(caught.value)
     for description in ("", "[1]", "{}", '{"format": 1}', '{"format": 1, "series_uid": 5}'):
         np.savez(path, description=np.array(description))
         with pytest.raises(WsiWebError, match=r"damaged\.npz"):

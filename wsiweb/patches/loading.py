@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def load(path: str | os.PathLike[str], slide: Slide) -> PatchPlan:
     """
     path = Path(path)
     suffix = suffix_of(path)
+    if suffix == ".npz" and path.is_file() and not zipfile.is_zipfile(path):  # numpy would advise to unpickle it
+        raise WsiWebError(f"{path} is no plan of patches: it is no .npz file, whatever its name.")
     try:
         if suffix in (".h5", ".hdf5"):
             return _load_h5(path, slide)
