@@ -325,6 +325,11 @@ def test_errors_of_the_users_own_stay_what_they_are(slide: Slide, tmp_path: Path
         patches.map(late, out, resume=False)
 
 
+def test_one_row_a_patch_is_wanted(slide: Slide, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(WsiWebError, match=r"\(3, 2\) for a batch of 10 .* one row a patch: \(10, \.\.\.\)"):
+        slide.patches(100).map(lambda _batch: np.zeros((3, 2)), tmp_path / f"out.{kind}", batch_size=10)
+
+
 def test_objects_are_no_rows(slide: Slide, tmp_path: Path, kind: str) -> None:
     with pytest.raises(WsiWebError, match="objects"):
         slide.patches(100).map(lambda batch: np.array([{}] * len(batch)), tmp_path / f"out.{kind}")

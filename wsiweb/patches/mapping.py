@@ -121,7 +121,10 @@ def _values(function: Callable[[PatchBatch], npt.ArrayLike], batch: PatchBatch) 
     """Return one row a patch of the batch."""
     values = np.asarray(function(batch))
     if values.ndim == 0 or len(values) != len(batch):
-        raise WsiWebError(f"The function returned {values.shape} for a batch of {len(batch)} patches.")
+        raise WsiWebError(
+            f"The function returned an array {values.shape} for a batch of {len(batch)} patches. What is wanted is one "
+            f"row a patch: ({len(batch)}, ...)."
+        )
     if values.dtype.hasobject:
         raise WsiWebError("The function returned Python objects; what is kept are arrays of numbers.")
     return values
