@@ -16,6 +16,7 @@ from faults import Fault, every, fail_first
 from serving import open_slide, within
 from synthetic import srgb_profile
 
+import wsiweb
 from wsiweb import MetadataError, ProtocolError, ReadOptions, SlideNotFoundError, SourceError, WsiWebError
 from wsiweb.sources import http
 from wsiweb.sources.multipart import parse_content_type
@@ -232,6 +233,28 @@ def test_another_protocol_is_refused(server: DICOMwebServer, truth: SyntheticSli
     server.fault = every(Fault(interim=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
     with open_slide(server, truth, options=OPTIONS) as slide, pytest.raises(SourceError):
         slide.read_region(0, *TILE)
+
+
+def test_json_that_ends_early_is_asked_for_again(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Where the connection's end is all that tells the end, only the text shows that something is missing."""
+    cut = Fault(framing="close", hang_up_after_bytes=1000)
+    server.fault = fail_first(1, cut, "metadata")
+    with open_slide(server, truth, options=OPTIONS) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
+    assert server.count("metadata") == 2
+    server.fault = fail_first(1, replace(cut, hang_up_after_bytes=100), "search")
+    assert [slide.series_uid for slide in wsiweb.search(server.url, options=OPTIONS)] == [truth.series_uid]
+    server.fault = every(cut, "metadata")
+    with pytest.raises(ProtocolError, match=r"2 attempts.*DICOM JSON"):
+        open_slide(server, truth, options=OPTIONS)
+
+
+@pytest.mark.parametrize("body", [b"<html>Log in", b"Hello", b"[1, 2]", b"true"])
+def test_who_does_not_speak_json_is_asked_once(server: DICOMwebServer, truth: SyntheticSlide, body: bytes) -> None:
+    server.fault = every(Fault(status=200, body=body), "metadata")
+    with pytest.raises(ProtocolError):
+        open_slide(server, truth, options=OPTIONS)
+    assert server.count() == 1
 
 
 # Bombs ------------------------------------------------------------------------------------------------------

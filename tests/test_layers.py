@@ -69,7 +69,7 @@ LAYERS = {
         ("sources.part10", "sources.retrieval", "sources.store"),
         ("sources.pace",),
         ("sources.accept", "sources.conclusions", "sources.services"),
-        ("sources.answers",),
+        ("sources.answers", "sources.bodies"),
         ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.sessions",),
         ("sources.failures",),

@@ -46,6 +46,10 @@ class RedirectError(ProtocolError):
     """A redirect that is not followed."""
 
 
+class ForeignError(ProtocolError):
+    """What answers is no DICOMweb service."""
+
+
 class Action(enum.Enum):
     """What a status asks for."""
 
@@ -246,7 +250,7 @@ def worth_repeating(error: SourceError | RefusedError, *, reached: bool) -> bool
         return error.action is Action.RETRY or (error.status == 413 and error.retry_after is not None)
     if isinstance(error, UnreachableError):
         return reached
-    return not isinstance(error, (AuthenticationError, HopelessError, OversizeError, RedirectError))
+    return not isinstance(error, (AuthenticationError, ForeignError, HopelessError, OversizeError, RedirectError))
 
 
 def raise_named(error: SourceError | RefusedError, what: str, frame_numbers: tuple[int, ...] = ()) -> NoReturn:

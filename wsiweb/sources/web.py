@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
-from wsiweb.jsontext import loads
 from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
+from wsiweb.sources.bodies import Whole, datasets_in
 from wsiweb.sources.http import same_origin
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
@@ -35,21 +35,13 @@ if TYPE_CHECKING:
     from wsiweb.sources.services import ServiceKind
     from wsiweb.stats import ReadStats
 
+Read = TypeVar("Read")
+
 MAX_METADATA_BYTES = 1 << 30
 MAX_BULK_BYTES = 64 << 20
 _DICOM_JSON = "application/dicom+json"
 _BULK_MULTIPART = 'multipart/related; type="application/octet-stream"'  # all that Orthanc 1.7 gives
 _BULK_SINGLE_PART = "application/octet-stream; transfer-syntax=*"  # all that Google gives
-
-
-class _Got(NamedTuple):
-    """A whole answer."""
-
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
-    quote: Callable[[bytes], str]
-    """See ``http.Answer``."""
 
 
 class WebSource:
@@ -107,14 +99,17 @@ class WebSource:
         for series_uid in self._series_uids:
             url = f"{self.service.wado_url}/studies/{self._study_uid}/series/{series_uid}"
             what = f"The series {series_uid} of study {self._study_uid}"
-            got = self._get(f"{url}/metadata", _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES)
-            known = self._kind if self._kind is not UNKNOWN else recognise(self.service.base_url, got.headers, got.body)
-            self._set_out(known)
-            found = _parsed(f"{url}/metadata", got)
+            found = self._get(f"{url}/metadata", _DICOM_JSON, self._met, what=what, limit_bytes=MAX_METADATA_BYTES)
             if not found:
                 raise SlideNotFoundError(f"{without_secrets(url)} has no instances.")
             datasets += [self._whole(dataset, url) for dataset in found]
         return datasets
+
+    def _met(self, answer: Whole) -> list[JsonDataset]:
+        """Return the metadata in an answer, which shows what service it is."""
+        kind = self._kind
+        self._set_out(kind if kind is not UNKNOWN else recognise(self.service.base_url, answer.headers, answer.body))
+        return datasets_in(answer)
 
     def _whole(self, dataset: JsonDataset, series_url: str) -> JsonDataset:
         """Ask for an instance by itself where the series' metadata are an extract (Orthanc's MainDicomTags)."""
@@ -158,13 +153,13 @@ class WebSource:
         url = self._bulk_url(uri)
         what = "A bulk data value"
         try:
-            got = self._get(url, _BULK_MULTIPART, what=what, limit_bytes=MAX_BULK_BYTES)
+            got = self._get(url, _BULK_MULTIPART, _as_it_is, what=what, limit_bytes=MAX_BULK_BYTES)
         except SlideNotFoundError as error:
             raise SourceError(f"{what} is not there: {error}", url=without_secrets(url), status=404) from error
         except SourceError as error:
             if error.status not in (400, 406, 415):
                 raise
-            got = self._get(url, _BULK_SINGLE_PART, what=what, limit_bytes=MAX_BULK_BYTES)
+            got = self._get(url, _BULK_SINGLE_PART, _as_it_is, what=what, limit_bytes=MAX_BULK_BYTES)
         media_type, parameters = parse_content_type(got.headers.get("content-type", ""))
         if media_type == "text/html" or media_type.endswith("json"):
             where = without_secrets(url)
@@ -205,13 +200,21 @@ class WebSource:
         raise SourceError(f"The metadata refer to bulk data at {where}, {reason}; it is not fetched.", url=where)
 
     def _json(self, url: str, *, what: str, parameters: dict[str, str] | None = None) -> list[JsonDataset]:
-        got = self._get(url, _DICOM_JSON, what=what, limit_bytes=MAX_METADATA_BYTES, parameters=parameters)
-        return _parsed(url, got)
+        return self._get(
+            url, _DICOM_JSON, datasets_in, what=what, limit_bytes=MAX_METADATA_BYTES, parameters=parameters
+        )
 
     def _get(
-        self, url: str, accept: str, *, what: str, limit_bytes: int, parameters: dict[str, str] | None = None
-    ) -> _Got:
-        """Return a whole answer, however many attempts it takes."""
+        self,
+        url: str,
+        accept: str,
+        read: Callable[[Whole], Read],
+        *,
+        what: str,
+        limit_bytes: int,
+        parameters: dict[str, str] | None = None,
+    ) -> Read:
+        """Return what ``read`` finds in a whole answer, however many attempts it takes."""
         patience = Patience(what, self._options.max_attempts, self._gate)
         deadline = time.monotonic() + self._options.deadline_seconds
         idle = Cancellation()
@@ -223,9 +226,12 @@ class WebSource:
                 with self.service.get(url, accept, parameters=parameters, deadline=deadline) as answer:
                     self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204:
-                        return _Got({}, b"", answer.quote)
-                    check_status(answer, what, advice=self._kind.advice)
-                    return _Got(answer.headers, answer.read(limit_bytes, deadline=deadline), answer.quote)
+                        whole = Whole(url, {}, b"", answer.quote)
+                    else:
+                        check_status(answer, what, advice=self._kind.advice)
+                        body = answer.read(limit_bytes, deadline=deadline)
+                        whole = Whole(url, answer.headers, body, answer.quote)
+                return read(whole)
             except (RefusedError, SourceError) as caught:
                 if not worth_repeating(caught, reached=self.service.reached):
                     raise_named(caught, what)
@@ -263,20 +269,5 @@ class WebSource:
         return self._pace.advise(frames)
 
 
-def _parsed(url: str, got: _Got) -> list[JsonDataset]:
-    where = without_secrets(url)
-    if not got.body.strip():
-        return []
-    try:
-        found = loads(got.body)
-    except ValueError as error:
-        said = got.quote(got.body)
-        raise ProtocolError(
-            f"{where} did not answer with DICOM JSON ({error}) but with {said!r:.200}. Is it the root of a "
-            f"DICOMweb service?",
-            url=where,
-        ) from error
-    found = [found] if isinstance(found, dict) else found
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise ProtocolError(f"{where} did not answer with a list of datasets.", url=where)
-    return found
+def _as_it_is(answer: Whole) -> Whole:
+    return answer
