@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import requests
 from dicomweb_server import DICOMwebServer
-from faults import Fault, every
+from faults import Fault, every, fail_first
 from orthanc import free_port
 from serving import open_slide, within
 from synthetic import srgb_profile
@@ -312,17 +313,74 @@ def test_bulk_data_are_asked_for_again(
     Fault(status=204), Fault(status=200, body=b""),
     Fault(status=200, body=b"--x", headers={"Content-Type": "multipart/related; boundary=x"}),
 ])  # fmt: skip
-def test_bulk_data_that_are_nothing(server: DICOMwebServer, truth: SyntheticSlide, fault: Fault) -> None:
-    """An error, or no profile."""
+def test_bulk_data_that_are_nothing(
+    server: DICOMwebServer, truth: SyntheticSlide, tmp_path: Path, fault: Fault
+) -> None:
+    """An error, and not a slide without a profile: neither pixels nor files without its colours, nor for good."""
     with opened(server, truth) as slide:
         server.fault = every(fault, "bulk")
-        try:
-            profile = slide.icc_profile
-        except SourceError as error:
-            assert "s3cr3t" not in str(error)  # noqa: PT017
-        else:
-            assert not profile
+        for use in (
+            lambda: slide.icc_profile,
+            lambda: slide.read_region(0, *TILE, icc="srgb"),
+            lambda: slide.export_png(tmp_path / "slide.png", 1, progress=False),
+        ):
+            with pytest.raises(SourceError) as caught:
+                use()
+            assert "s3cr3t" not in str(caught.value)
+            assert fault.status in (caught.value.status, 200)
+        assert not list(tmp_path.iterdir())
         read(slide, truth)
+        server.fault = lambda request: None
+        assert slide.icc_profile == PROFILE
+
+
+PAGE = b"\r\n<html>Log in"
+SHORT = {
+    "nothing": (Fault(status=200), True),
+    "an empty part": (
+        Fault(status=200, body=b"--x\r\n\r\n\r\n--x--", headers={"Content-Type": "multipart/related; boundary=x"}),
+        True,
+    ),
+    "cut short": (Fault(status=200, body=PROFILE[:300]), True),
+    "cut within its size": (Fault(status=200, body=PROFILE[:3]), True),
+    "a page without a type": (Fault(status=200, body=PAGE), False),
+    "an object without a type": (Fault(status=200, body=b'{"error": "Log in"}'), False),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_profile_that_came_badly_once(
+    server: DICOMwebServer, truth: SyntheticSlide, tmp_path: Path, name: str
+) -> None:
+    """It is asked for again, at the latest by who wants it next; no other process finds it on disk."""
+    fault, again = SHORT[name]
+    server.fault = fail_first(1, fault, "bulk")
+    options = ReadOptions(disk_cache=tmp_path)
+    with opened(server, truth, options=options) as slide:
+        if not again:
+            with pytest.raises(ProtocolError, match="Log in"):
+                _ = slide.icc_profile
+        assert slide.icc_profile == PROFILE
+    with opened(server, truth, options=options) as slide:
+        assert slide.icc_profile == PROFILE
+    assert server.count("bulk") == 2
+
+
+def test_a_profile_that_never_comes_whole(server: DICOMwebServer, truth: SyntheticSlide, tmp_path: Path) -> None:
+    """It is an error where it is another each time, and kept by nobody where it may be what is stored."""
+    bodies = itertools.cycle((PROFILE[:300], PROFILE[:400]))
+    server.fault = lambda request: Fault(status=200, body=next(bodies)) if request.kind == "bulk" else None
+    options = ReadOptions(disk_cache=tmp_path)
+    with opened(server, truth, options=options) as slide:
+        with pytest.raises(ProtocolError, match="incomplete"):
+            _ = slide.icc_profile
+        server.fault = every(Fault(status=200, body=PROFILE[:300]), "bulk")
+        assert slide.icc_profile == PROFILE[:300]
+        with pytest.raises(WsiWebError, match="profile"):
+            slide.read_region(0, *TILE, icc="srgb")
+    server.fault = lambda request: None
+    with opened(server, truth, options=options) as slide:
+        assert slide.icc_profile == PROFILE
 
 
 def test_bulk_data_that_are_gone(server: DICOMwebServer, truth: SyntheticSlide) -> None:

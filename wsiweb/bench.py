@@ -168,8 +168,8 @@ class _RecordingSource:
             self.sample += [(batch, frame) for frame in frames[:room]]
             yield frames
 
-    def fetch_bulk(self, uri: str) -> bytes:
-        return self.inner.fetch_bulk(uri)
+    def fetch_bulk(self, uri: str, whole: Callable[[bytes], bool] = bool) -> bytes:
+        return self.inner.fetch_bulk(uri, whole)
 
     def close(self) -> None:
         self.inner.close()

@@ -24,6 +24,11 @@ def trimmed(profile: bytes) -> bytes:
     return profile[:size] if _HEADER_BYTES <= size <= len(profile) else profile
 
 
+def whole(profile: bytes) -> bool:
+    """Whether a profile is as long as it says, and has a header."""
+    return len(profile) >= max(int.from_bytes(profile[:4], "big"), _HEADER_BYTES)
+
+
 @functools.lru_cache(maxsize=8)
 def _transform(profile: bytes) -> Any:
     from PIL import ImageCms  # noqa: PLC0415

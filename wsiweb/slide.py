@@ -221,7 +221,7 @@ class Slide:
             if value is not None and profile is None:
                 reader = self._running()
                 reader.check_open()
-                profile = reader.source.fetch_bulk(value.uri or "")
+                profile = reader.source.fetch_bulk(value.uri or "", icc_profiles.whole)
             self._icc_profiles[optical_path] = icc_profiles.trimmed(profile) if profile else None
         return self._icc_profiles[optical_path]
 

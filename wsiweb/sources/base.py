@@ -155,8 +155,11 @@ class FrameSource(Protocol):
         """
         ...
 
-    def fetch_bulk(self, uri: str) -> bytes:
-        """Return the value behind a BulkDataURI."""
+    def fetch_bulk(self, uri: str, whole: Callable[[bytes], bool] = bool) -> bytes:
+        """Return the value behind a BulkDataURI.
+
+        Where it is not ``whole``, it may be cut short: it is kept nowhere, and asked for again where that may help.
+        """
         ...
 
     def close(self) -> None:

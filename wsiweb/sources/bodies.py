@@ -1,12 +1,14 @@
-"""From a whole answer to the datasets in it. No requests are made here."""
+"""From a whole answer to the datasets, or the bulk data value, in it. No requests are made here."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsiweb.errors import ProtocolError
 from wsiweb.jsontext import loads
-from wsiweb.sources.http import without_secrets
+from wsiweb.sources.quoting import without_secrets
+from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.retry import ForeignError
 
 if TYPE_CHECKING:
@@ -52,3 +54,29 @@ def datasets_in(answer: Whole) -> list[JsonDataset]:
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ForeignError(f"{where} did not answer with a list of datasets.", url=where)
     return found
+
+
+def value_in(answer: Whole) -> bytes:
+    """Return the bulk data value that an answer is, or that its first part is.
+
+    Raises
+    ------
+    ProtocolError
+        There is none, or nothing in it: a ``ForeignError`` where it is a page.
+    """
+    where = without_secrets(answer.url)
+    media_type, parameters = parse_content_type(answer.headers.get("content-type", ""))
+    untyped_page = not media_type and answer.body.lstrip()[:1] in (b"<", b"{")
+    if media_type == "text/html" or media_type.endswith("json") or untyped_page:
+        said = answer.quote(answer.body)
+        raise ForeignError(f"{where} did not answer with a bulk data value but with {said!r:.200}.", url=where)
+    value = answer.body
+    if media_type.startswith("multipart/"):
+        parser = MultipartParser(parameters.get("boundary"))
+        part = next(itertools.chain(parser.feed(value), parser.close()), None)
+        if part is None:
+            raise ProtocolError(f"{where} sent a multipart answer without a whole part.", url=where)
+        value = part.data
+    if not value:
+        raise ProtocolError(f"{where} answered with nothing where a bulk data value was asked for.", url=where)
+    return value

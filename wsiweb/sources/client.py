@@ -18,7 +18,7 @@ from wsiweb.sources.retry import Action, action_for
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.sources.base import Advice, Cancellation, FrameBatch, Frames, JsonDataset, Preview
 
@@ -87,11 +87,17 @@ class ClientSource:
             raise ProtocolError(f"{what}: {len(found)} frames came.", frame_numbers=numbers)
         yield [EncodedFrame(number, bytes(data)) for number, data in zip(numbers, found, strict=True)]
 
-    def fetch_bulk(self, uri: str) -> bytes:
+    def fetch_bulk(
+        self,
+        uri: str,
+        whole: Callable[[bytes], bool] = bool,  # noqa: ARG002  (whether to ask again is the client's to decide)
+    ) -> bytes:
         """Return the value behind a BulkDataURI."""
         with self._asking("A bulk data value"):
             found = self._client.retrieve_bulkdata(uri)
-        return bytes(found[0]) if found else b""
+        if not found or not found[0]:
+            raise ProtocolError("A bulk data value: nothing came.")
+        return bytes(found[0])
 
     def close(self) -> None:
         """Do nothing: the client is the user's."""

@@ -159,10 +159,10 @@ class DiskCachedSource:
             ("metadata", *self._uids), self._source.metadata, pack=_packed, unpack=_unpacked, keep=_holds_a_slide
         )
 
-    def fetch_bulk(self, uri: str) -> bytes:
+    def fetch_bulk(self, uri: str, whole: Callable[[bytes], bool] = bool) -> bytes:
         """Return the value behind a BulkDataURI."""
-        ask = partial(self._source.fetch_bulk, uri)
-        return self._cache.recall(("bulk", *self._uids, uri), ask, pack=bytes, unpack=bytes)
+        ask = partial(self._source.fetch_bulk, uri, whole)
+        return self._cache.recall(("bulk", *self._uids, uri), ask, pack=bytes, unpack=bytes, keep=whole)
 
     def fetch(self, batch: FrameBatch, cancellation: Cancellation, preview: Preview | None = None) -> Iterator[Frames]:
         """Yield what is on disk, then what is not; whole frames among that are kept when all have been handed out."""

@@ -162,7 +162,7 @@ class LocalSource:
         except KeyError:
             raise SourceError(f"Instance {instance_uid} is in none of the files that were opened.") from None
 
-    def fetch_bulk(self, uri: str) -> bytes:
+    def fetch_bulk(self, uri: str, whole: Callable[[bytes], bool] = bool) -> bytes:  # noqa: ARG002
         """Local metadata carry their values inline."""
         raise SourceError(f"Bulk data of local files are not fetched from elsewhere ({uri:.200}).")
 

@@ -6,7 +6,6 @@ What arrived whole is kept, and only what is missing is asked for again.
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
@@ -17,9 +16,8 @@ from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.bodies import Whole, datasets_in
+from wsiweb.sources.bodies import Whole, datasets_in, value_in
 from wsiweb.sources.http import same_origin
-from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retrieval import FrameRetrieval
@@ -148,31 +146,33 @@ class WebSource:
         matching = [item for item in items if item.string("Modality") in ("SM", None)]
         return sorted({series for item in matching if (series := item.string("SeriesInstanceUID"))})
 
-    def fetch_bulk(self, uri: str) -> bytes:
-        """Return the value behind a BulkDataURI of this service."""
+    def fetch_bulk(self, uri: str, whole: Callable[[bytes], bool] = bool) -> bytes:
+        """Return the value behind a BulkDataURI of this service.
+
+        One that is not ``whole`` is asked for again; what comes twice is what is stored.
+        """
         url = self._bulk_url(uri)
+        value = self._value(url)
+        if whole(value):
+            return value
+        again = self._value(url)
+        if again != value and not whole(again):
+            where = without_secrets(url)
+            came = f"{len(value):,} bytes and {len(again):,} bytes"
+            raise ProtocolError(f"A bulk data value of {where} came incomplete twice: {came}.", url=where)
+        return again
+
+    def _value(self, url: str) -> bytes:
         what = "A bulk data value"
         try:
-            got = self._get(url, _BULK_MULTIPART, _as_it_is, what=what, limit_bytes=MAX_BULK_BYTES)
+            return self._get(url, _BULK_MULTIPART, value_in, what=what, limit_bytes=MAX_BULK_BYTES)
         except SlideNotFoundError as error:
-            raise SourceError(f"{what} is not there: {error}", url=without_secrets(url), status=404) from error
+            status = getattr(error.__cause__, "status", None)
+            raise SourceError(f"{what} is not there: {error}", url=without_secrets(url), status=status) from error
         except SourceError as error:
             if error.status not in (400, 406, 415):
                 raise
-            got = self._get(url, _BULK_SINGLE_PART, _as_it_is, what=what, limit_bytes=MAX_BULK_BYTES)
-        media_type, parameters = parse_content_type(got.headers.get("content-type", ""))
-        if media_type == "text/html" or media_type.endswith("json"):
-            where = without_secrets(url)
-            said = got.quote(got.body)
-            raise ProtocolError(f"{where} did not answer with a bulk data value but with {said!r:.200}.", url=where)
-        if not media_type.startswith("multipart/"):
-            return got.body
-        parser = MultipartParser(parameters.get("boundary"))
-        part = next(itertools.chain(parser.feed(got.body), parser.close()), None)
-        if part is None:
-            where = without_secrets(url)
-            raise ProtocolError(f"{where} sent a multipart answer without a whole part.", url=where)
-        return part.data
+            return self._get(url, _BULK_SINGLE_PART, value_in, what=what, limit_bytes=MAX_BULK_BYTES)
 
     def _bulk_url(self, uri: str) -> str:
         """Resolve a BulkDataURI; mend the host where a proxy, or a lost port, made the server write another."""
@@ -225,7 +225,7 @@ class WebSource:
                 asked = time.monotonic()
                 with self.service.get(url, accept, parameters=parameters, deadline=deadline) as answer:
                     self._wait_seconds = time.monotonic() - asked
-                    if answer.status == 204:
+                    if answer.status == 204 and accept == _DICOM_JSON:  # there are none
                         whole = Whole(url, {}, b"", answer.quote)
                     else:
                         check_status(answer, what, advice=self._kind.advice)
@@ -267,7 +267,3 @@ class WebSource:
     def advise(self, frames: int) -> Advice:
         """Return how so many frames are best asked for, by what the service has shown so far."""
         return self._pace.advise(frames)
-
-
-def _as_it_is(answer: Whole) -> Whole:
-    return answer
