@@ -6,6 +6,7 @@ import gzip
 import time
 import tracemalloc
 import zlib
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -227,6 +228,32 @@ def test_no_informal_answer_is_taken_for_the_answer(
             place = (64 * column, 0, 64, 48)
             np.testing.assert_array_equal(slide.read_region(0, *place), truth.truth(0, *place))
     assert server.count("frames") == 5
+
+
+HEADS = {
+    "status line": b"HTTP/1.1 200 OK\r\n",
+    "headers": JSON,
+    "within a header": JSON + b"Content-Le",
+    "within the blank line": JSON + b"\r",
+    "no content": b"HTTP/1.1 204 No Content\r\nServer: x\r\n",
+    "an interim answer": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nServ",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_breaks_off_is_no_answer(synthetic: SlideMaker, name: str) -> None:
+    """Or nothing is found, the series has no instances, and the slide no profile."""
+    truth = synthetic("rgb", icc_profile=srgb_profile(), sizes=((100, 70),))
+    cut = Fault(raw=lambda: [HEADS[name]])
+    with DICOMwebServer(truth.folder) as server:
+        server.fault = lambda request: cut if request.attempt == 1 else None
+        with open_slide(server, truth, options=OPTIONS) as slide:
+            assert slide.icc_profile == truth.icc_profile
+        assert [found.series_uid for found in wsiweb.search(server.url, options=OPTIONS)] == [truth.series_uid]
+        assert set(Counter(request.path for request in server.requests).values()) == {2}
+        server.fault = lambda request: cut
+        with pytest.raises(ProtocolError, match="broke off"):
+            list(wsiweb.search(server.url, options=OPTIONS))
 
 
 def test_another_protocol_is_refused(server: DICOMwebServer, truth: SyntheticSlide) -> None:

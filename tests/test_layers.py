@@ -73,7 +73,7 @@ LAYERS = {
         ("sources.database", "sources.elements", "sources.http", "sources.pixeldata"),
         ("sources.sessions",),
         ("sources.failures",),
-        ("sources.multipart", "sources.quoting"),
+        ("sources.multipart", "sources.quoting", "sources.wire"),
         ("sources.retry",),
     ),
     "pure": (

@@ -20,7 +20,8 @@ from wsiweb.errors import SourceTimeoutError, WsiWebError
 from wsiweb.sources.failures import not_asked, translated
 from wsiweb.sources.quoting import quoted, readable_error, without_secrets
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError
-from wsiweb.sources.sessions import NoCredentials, TokenAuth, Wire, leave_redirects, own_adapters, own_session
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, leave_redirects, own_adapters, own_session
+from wsiweb.sources.wire import Wire
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:

@@ -1,0 +1,130 @@
+"""The wait for an answer: it has an end, and another thread can end it. What ``sessions`` makes connections of."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import socket
+import threading
+from typing import Any, Self
+
+MAX_INTERIM_ANSWERS = 16
+
+
+def bind(manager: Any) -> Any:
+    """Have all connections of a manager of pools bind the wait for an answer."""
+    classes = getattr(manager, "pool_classes_by_scheme", {})
+    manager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
+    return manager
+
+
+class _Lines:
+    """The lines of a head; ``last`` is empty where the connection ended before the blank one."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.last = b"\n"
+
+    def readline(self, limit: int = -1) -> bytes:
+        self.last = self.stream.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """Skips a few interim answers, of any kind (RFC 9110 15.2), and refuses what http.client misreads.
+
+    http.client itself skips interim answers of 100 for ever, and takes any other for the answer: then the next request
+    would get the answer of this one.
+    """
+
+    _interim = 0
+
+    def begin(self) -> None:
+        """Read the head, and refuse one that breaks off: http.client takes the end of the connection for its end."""
+        lines = _Lines(self.fp)
+        self.fp: Any = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:
+                self.fp = lines.stream
+        if not lines.last:
+            raise http.client.RemoteDisconnected("the head of the answer is cut short")
+
+    def _read_status(self) -> tuple[str, int, str]:
+        self._interim += 1
+        if self._interim > MAX_INTERIM_ANSWERS:
+            raise http.client.BadStatusLine("there is no end of interim answers")
+        base: Any = super()
+        version, status, reason = base._read_status()  # noqa: SLF001  (as old as the module)
+        if status == http.client.SWITCHING_PROTOCOLS:
+            raise http.client.BadStatusLine("another protocol, which nobody asked for")
+        return version, http.client.CONTINUE if 100 < status < 200 else status, reason
+
+
+class Wire:
+    """Where a thread waits for the head of an answer, so that another can end that: for the time of a ``with``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: Any = None
+        self._cut = False
+
+    def __enter__(self) -> Self:
+        _waiting.wire = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _waiting.wire = None
+
+    def cut(self) -> None:
+        """Wake the thread that waits, or will."""
+        with self._lock:
+            self._cut = True
+            self._shut_down()
+
+    def hold(self, socket_: Any) -> None:
+        """Note on which socket it waits; None for none."""
+        with self._lock:
+            self._socket = socket_
+            if self._cut:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        if isinstance(self._socket, socket.socket):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS would want to take its leave
+
+
+_waiting = threading.local()
+
+
+class _StoppableConnection:
+    """Tells the ``Wire`` of its thread on which socket it waits."""
+
+    sock: Any
+
+    def getresponse(self) -> Any:
+        wire: Wire | None = getattr(_waiting, "wire", None)
+        base: Any = super()
+        if wire is None:
+            return base.getresponse()
+        wire.hold(self.sock)
+        try:
+            return base.getresponse()
+        finally:
+            wire.hold(None)
+
+
+@functools.cache  # to make a class takes longer than to make a connection
+def _bounded(pool: Any) -> Any:
+    """Return a class of connection pools, as this one, whose connections bind the wait for an answer."""
+    if issubclass(pool.ConnectionCls, _StoppableConnection):
+        return pool
+    bases = _StoppableConnection, pool.ConnectionCls
+    connection = type(pool.ConnectionCls.__name__, bases, {"response_class": _BoundedResponse})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
