@@ -256,6 +256,30 @@ def test_a_head_that_breaks_off_is_no_answer(synthetic: SlideMaker, name: str) -
             list(wsiweb.search(server.url, options=OPTIONS))
 
 
+CODINGS = {
+    "identity, chunked": b"",
+    "gzip, chunked": b"",
+    "chunked, identity": b"",
+    "chunked\r\nTransfer-Encoding: gzip": b"",
+    "chunked ": b"",
+    "Chunked\r\nTransfer-Encoding: chunked": b"",
+    "chunked": b"-5\r\n",
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_no_heads_of_chunks_are_taken_for_pixels(server: DICOMwebServer, truth: SyntheticSlide, coding: str) -> None:
+    """A JPEG with a few bytes too many decodes, to other pixels."""
+    uid = truth.levels[0].instance_uids[0]
+    frame = next(i.frames[0] for i in server.instances if i.uid("SOPInstanceUID") == uid)
+    body = b"--b\r\nContent-Location: /frames/1\r\n\r\n" + frame + b"\r\n--b--"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:500], body[500:700], body[700:]))
+    head = MULTIPART + f"Transfer-Encoding: {coding}\r\n\r\n".encode()
+    server.fault = fail_first(1, Fault(raw=lambda: [head, CODINGS[coding] + chunks + b"0\r\n\r\n"]))
+    with open_slide(server, truth, options=OPTIONS) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
+
+
 def test_another_protocol_is_refused(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     server.fault = every(Fault(interim=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
     with open_slide(server, truth, options=OPTIONS) as slide, pytest.raises(SourceError):

@@ -54,6 +54,17 @@ class _BoundedResponse(http.client.HTTPResponse):
                 self.fp = lines.stream
         if not lines.last:
             raise http.client.RemoteDisconnected("the head of the answer is cut short")
+        # What is not exactly chunked is read as it is, heads of chunks and all.
+        codings = ",".join(self.headers.get_all("Transfer-Encoding", ())).lower().split(",")
+        if {coding.strip() for coding in codings} - {"", "chunked" if self.chunked else "identity"}:
+            raise http.client.BadStatusLine("a transfer coding that nobody asked for")
+
+    def _read_next_chunk_size(self) -> int:
+        base: Any = super()
+        size: int = base._read_next_chunk_size()  # noqa: SLF001
+        if size < 0:
+            raise ValueError("a negative size of a chunk")
+        return size
 
     def _read_status(self) -> tuple[str, int, str]:
         self._interim += 1
