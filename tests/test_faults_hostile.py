@@ -8,7 +8,7 @@ import tracemalloc
 import zlib
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,15 @@ from serving import open_slide, within
 from synthetic import srgb_profile
 
 import wsiweb
-from wsiweb import MetadataError, ProtocolError, ReadOptions, SlideNotFoundError, SourceError, WsiWebError
+from wsiweb import (
+    MetadataError,
+    ProtocolError,
+    ReadOptions,
+    SlideNotFoundError,
+    SourceError,
+    ThrottledError,
+    WsiWebError,
+)
 from wsiweb.sources import http
 from wsiweb.sources.multipart import parse_content_type
 from wsiweb.sources.quoting import readable_error
@@ -306,6 +314,52 @@ def test_who_does_not_speak_json_is_asked_once(server: DICOMwebServer, truth: Sy
     with pytest.raises(ProtocolError):
         open_slide(server, truth, options=OPTIONS)
     assert server.count() == 1
+
+
+# Deadlines --------------------------------------------------------------------------------------------------
+
+DRIPS = {
+    "headers": (OK, b"X-A: b\r\n"),
+    "a header": (OK + b"X-A: ", b"b"),
+    "interim answers": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "the line of a chunk": (JSON + b"Transfer-Encoding: chunked\r\n\r\n2;", b"x"),
+    "gzip that has nothing in it": (
+        JSON + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"")[:10], b"\0\0\0\xff\xff",
+    ),
+    "a refusal": (b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n2;", b"x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_deadline_holds_for_what_drips(server: DICOMwebServer, truth: SyntheticSlide, name: str) -> None:
+    """However little comes each time, and whichever library waits for it."""
+    head, drop = DRIPS[name]
+
+    def drip() -> Iterator[bytes]:
+        yield head
+        for _ in range(15):  # no more interim answers are skipped
+            time.sleep(0.4)
+            yield drop
+
+    server.fault = every(Fault(raw=drip), "metadata")
+    options = ReadOptions(timeout_seconds=1, deadline_seconds=1, max_attempts=1)
+    began = time.monotonic()
+    with pytest.raises(WsiWebError):
+        open_slide(server, truth, options=options)
+    assert time.monotonic() - began < 4
+
+
+def test_a_deadline_holds_at_the_gate(synthetic: SlideMaker) -> None:
+    """Which one refused frame has shut for all that is asked of the service."""
+    truth = synthetic("rgb", icc_profile=srgb_profile(), sizes=((100, 70),))
+    options = ReadOptions(deadline_seconds=1)
+    with DICOMwebServer(truth.folder) as server, open_slide(server, truth, options=options) as slide:
+        cast("Any", slide)._reader.source._gate.shut_for(20)
+        began = time.monotonic()
+        with pytest.raises(ThrottledError, match="bulk data"):
+            _ = slide.icc_profile
+        assert time.monotonic() - began < 10
+        assert server.count("bulk") == 0
 
 
 # Bombs ------------------------------------------------------------------------------------------------------

@@ -322,6 +322,14 @@ def test_a_gate_that_is_shut_again_meanwhile(clock: Clock) -> None:
     assert clock.slept == [5, 3]
 
 
+def test_nobody_waits_for_a_gate_that_opens_too_late(clock: Clock) -> None:
+    gate = Gate()
+    gate.shut_for(5)
+    assert not gate.wait(Sleeper(clock), clock.now + 4)
+    assert clock.slept == []
+    assert gate.wait(Sleeper(clock), clock.now + 6)
+
+
 def test_who_is_cancelled_does_not_pass(clock: Clock) -> None:
     gate = Gate()
     gate.shut_for(5)

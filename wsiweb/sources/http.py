@@ -153,8 +153,8 @@ class Service:
     ) -> Iterator[Answer]:
         """Make one GET request; the body streams inside the ``with``.
 
-        Credentials, the user's headers and cookies go to the service's own origin, and nowhere else. No silence is
-        borne beyond ``deadline`` (of ``time.monotonic``).
+        Credentials, the user's headers and cookies go to the service's own origin, and nowhere else. Nothing is
+        waited for beyond ``deadline`` (of ``time.monotonic``).
 
         Raises
         ------
@@ -162,7 +162,7 @@ class Service:
             There was no answer, or its body broke off; a subclass says which way.
         """
         with translated(url, self._proxy_of):
-            with Wire() as wire:
+            with Wire(deadline) as wire:
                 forget = cancellation.on_cancel(wire.cut) if cancellation is not None else lambda: None
                 try:
                     response = self._send(url, accept, parameters, deadline)

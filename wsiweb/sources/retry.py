@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import enum
+import math
 import random
 import threading
 import time
@@ -124,13 +125,15 @@ class Gate:
         with self._lock:
             self._opens_at = max(self._opens_at, time.monotonic() + seconds)
 
-    def wait(self, cancellation: Cancellation) -> bool:
-        """Wait until the gate is open; False when cancelled meanwhile."""
+    def wait(self, cancellation: Cancellation, deadline: float = math.inf) -> bool:
+        """Wait until the gate is open; False when cancelled meanwhile, or where it opens after ``deadline`` only."""
         while not cancellation.cancelled:
             with self._lock:
                 left = self._opens_at - time.monotonic()
             if left <= 0:
                 return True
+            if time.monotonic() + left > deadline:
+                return False
             cancellation.sleep(left)
         return False
 

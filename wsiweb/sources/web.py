@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from wsiweb.dicomjson import Attributes
-from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError
+from wsiweb.errors import ProtocolError, SlideNotFoundError, SourceError, ThrottledError
 from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
@@ -219,7 +219,11 @@ class WebSource:
         deadline = time.monotonic() + self._options.deadline_seconds
         idle = Cancellation()
         while True:
-            self._gate.wait(idle)
+            if not self._gate.wait(idle, deadline):
+                raise ThrottledError(
+                    f"{what} was not asked for: the service asks to wait beyond deadline_seconds. Try again later.",
+                    url=without_secrets(url),
+                )
             error: SourceError | RefusedError
             try:
                 asked = time.monotonic()

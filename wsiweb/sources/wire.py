@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import io
 import socket
 import threading
+import time
 from typing import Any, Self
 
 MAX_INTERIM_ANSWERS = 16
@@ -17,6 +19,27 @@ def bind(manager: Any) -> Any:
     classes = getattr(manager, "pool_classes_by_scheme", {})
     manager.pool_classes_by_scheme = {scheme: _bounded(pool) for scheme, pool in classes.items()}
     return manager
+
+
+class _UntilDeadline(io.RawIOBase):
+    """The bytes of a socket until a moment, however slowly they drip, and whoever waits for them."""
+
+    def __init__(self, raw: io.RawIOBase, socket_: Any, deadline: float) -> None:
+        self._raw, self._socket, self._deadline = raw, socket_, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Any:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline has passed")
+        self._socket.settimeout(min(left, self._socket.gettimeout() or left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class _Lines:
@@ -41,12 +64,19 @@ class _BoundedResponse(http.client.HTTPResponse):
     would get the answer of this one.
     """
 
+    fp: Any
     _interim = 0
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        wire: Wire | None = getattr(_waiting, "wire", None)
+        if wire is not None and wire.deadline is not None:
+            self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock, wire.deadline))
 
     def begin(self) -> None:
         """Read the head, and refuse one that breaks off: http.client takes the end of the connection for its end."""
         lines = _Lines(self.fp)
-        self.fp: Any = lines
+        self.fp = lines
         try:
             super().begin()
         finally:
@@ -78,9 +108,13 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class Wire:
-    """Where a thread waits for the head of an answer, so that another can end that: for the time of a ``with``."""
+    """Where a thread waits for the head of an answer, so that another can end that: for the time of a ``with``.
 
-    def __init__(self) -> None:
+    ``deadline`` (of ``time.monotonic``) ends the whole answer.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
         self._lock = threading.Lock()
         self._socket: Any = None
         self._cut = False
