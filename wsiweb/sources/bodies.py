@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wsiweb.errors import ProtocolError
 from wsiweb.jsontext import loads
-from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
+from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import ForeignError
 
 if TYPE_CHECKING:
