@@ -18,6 +18,7 @@ import pytest
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every
 from serving import open_slide, settled, within
+from synthetic import srgb_profile
 
 import wsiweb
 from wsiweb import ReadOptions, SourceError, WsiWebError, regions
@@ -76,6 +77,33 @@ def test_close_ends_reads_of_other_threads(server: DICOMwebServer, truth: Synthe
     time.sleep(0.2)
     assert slide.stats.requests == made
     assert server.count() <= made  # a busy server notes what was sent before a little later
+
+
+BULK_WAITS = {
+    "backoff": WAITS["backoff"],
+    "silence": WAITS["silence"],
+    "silence in the middle": Fault(stall_after_bytes=300),
+    "until the end of the connection": Fault(stall_after_bytes=300, framing="close"),
+    "a slow body": Fault(drip=(1, 0.2)),
+}
+
+
+@pytest.mark.parametrize("name", BULK_WAITS)
+def test_close_ends_what_other_threads_ask_for_beside_frames(synthetic: SlideMaker, name: str) -> None:
+    """What had come of a value by then is none."""
+    truth = synthetic("rgb", icc_profile=srgb_profile(), sizes=((100, 70),))
+    with DICOMwebServer(truth.folder) as server:
+        slide = open_slide(server, truth, options=PATIENT)
+        server.fault = every(BULK_WAITS[name], "bulk")
+        with ThreadPoolExecutor(1) as pool:
+            profile = pool.submit(lambda: slide.icc_profile)
+            while not server.count("bulk"):
+                time.sleep(0.01)
+            time.sleep(0.1)
+            within(PROMPTLY_SECONDS, slide.close)
+            with pytest.raises(WsiWebError, match="closed"):
+                profile.result(timeout=PROMPTLY_SECONDS)
+        assert server.count("bulk") == 1
 
 
 @pytest.mark.parametrize("name", ["silence", "silence in the middle", "backoff"])

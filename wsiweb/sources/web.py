@@ -59,6 +59,7 @@ class WebSource:
 
     def _start(self) -> None:
         self._gate = Gate()
+        self._closing = Cancellation()
         self._set_out(self._kind)
 
     def _set_out(self, kind: ServiceKind) -> None:
@@ -68,7 +69,7 @@ class WebSource:
         self.stats.tell_of_service(self._pace.traits)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_gate", "_pace")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_gate", "_pace", "_closing")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies are made for other processes: they share neither connections nor locks.
@@ -86,7 +87,8 @@ class WebSource:
         return self.service.credentials
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; who waits for an answer that is no frame is told."""
+        self._closing.cancel()
         self.service.close()
 
     # Metadata and bulk data -----------------------------------------------------------------------
@@ -217,9 +219,9 @@ class WebSource:
         """Return what ``read`` finds in a whole answer, however many attempts it takes."""
         patience = Patience(what, self._options.max_attempts, self._gate)
         deadline = time.monotonic() + self._options.deadline_seconds
-        idle = Cancellation()
         while True:
-            if not self._gate.wait(idle, deadline):
+            if not self._gate.wait(self._closing, deadline):
+                self._check_open(what)
                 raise ThrottledError(
                     f"{what} was not asked for: the service asks to wait beyond deadline_seconds. Try again later.",
                     url=without_secrets(url),
@@ -227,7 +229,9 @@ class WebSource:
             error: SourceError | RefusedError
             try:
                 asked = time.monotonic()
-                with self.service.get(url, accept, parameters=parameters, deadline=deadline) as answer:
+                with self.service.get(
+                    url, accept, parameters=parameters, cancellation=self._closing, deadline=deadline
+                ) as answer:
                     self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204 and accept == _DICOM_JSON:  # there are none
                         whole = Whole(url, {}, b"", answer.quote)
@@ -235,16 +239,22 @@ class WebSource:
                         check_status(answer, what, advice=self._kind.advice)
                         body = answer.read(limit_bytes, deadline=deadline)
                         whole = Whole(url, answer.headers, body, answer.quote)
+                self._check_open(what)  # what came may be what had come by then
                 return read(whole)
             except (RefusedError, SourceError) as caught:
+                self._check_open(what)
                 if not worth_repeating(caught, reached=self.service.reached):
                     raise_named(caught, what)
                 error = caught
             wait = patience.seconds_after(error)
             if time.monotonic() + wait > deadline:
                 raise patience.given_up(error) from error
-            idle.sleep(wait)
+            self._closing.sleep(wait)
             self.stats.add(retries=1)
+
+    def _check_open(self, what: str) -> None:
+        if self._closing.cancelled:
+            raise SourceError(f"{what} was not asked for to the end: the slide was closed.")
 
     # Frames ---------------------------------------------------------------------------------------
 
