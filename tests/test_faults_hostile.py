@@ -288,6 +288,18 @@ def test_no_heads_of_chunks_are_taken_for_pixels(server: DICOMwebServer, truth: 
         np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
 
 
+@pytest.mark.parametrize("kind", ["metadata", "frames"])
+def test_lengths_that_contradict_each_other(server: DICOMwebServer, truth: SyntheticSlide, kind: Kind) -> None:
+    """It is the answer that is wrong, and not what was asked with: asked for again, and said so."""
+    fault = Fault(raw=lambda: [GARBAGE["two lengths"]])
+    server.fault = fail_first(1, fault, kind)
+    with open_slide(server, truth, options=OPTIONS) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, *TILE), truth.truth(0, *TILE))
+        server.fault = every(fault)
+        with pytest.raises(ProtocolError, match="Content-Length"):
+            slide.read_region(0, 128, 0, 64, 48)
+
+
 def test_another_protocol_is_refused(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     server.fault = every(Fault(interim=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
     with open_slide(server, truth, options=OPTIONS) as slide, pytest.raises(SourceError):

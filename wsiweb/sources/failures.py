@@ -53,6 +53,8 @@ def translated(url: str, proxy_of: Callable[[str], str | None]) -> Iterator[None
         problem = f"was not asked: {reason}" if reason else "is no URL that can be asked"
         raise HopelessError(f"{where} {problem}.", url=where) from None
     except requests.exceptions.InvalidHeader as error:
+        if error.args and isinstance(error.args[0], urllib3.exceptions.InvalidHeader):  # of the answer
+            raise ProtocolError(f"The answer of {where} contradicts itself: {_root(error)}", url=where) from None
         raise not_asked(where, error) from None
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise ProtocolError(f"The answer of {where} broke off: {_root(error)}", url=where) from None
