@@ -219,6 +219,23 @@ def test_a_service_that_sends_a_few_of_each_list(server: DICOMwebServer, truth: 
         assert max(map(len, asked(server)[before:])) <= 8
 
 
+@pytest.mark.parametrize("status", [204, 400, 404, 413])
+def test_one_stray_refusal_of_a_list_is_not_held_against_lists_for_good(
+    server: DICOMwebServer, truth: SyntheticSlide, status: int
+) -> None:
+    """Lists become longer again where the service goes on answering them."""
+    options = ReadOptions(max_connections=1, tile_cache_bytes=0, frame_cache_bytes=0)
+    with open_slide(server, truth, options=options) as slide:
+        slide.read_region(0, *BOX)
+        server.fault = fail_first(1, Fault(status=status))
+        np.testing.assert_array_equal(slide.read_region(0, *BOX), truth.truth(0, *BOX))
+        for _ in range(20):
+            slide.read_region(0, *BOX)
+        before = len(asked(server))
+        slide.read_region(0, *BOX)
+        assert asked(server)[before:] == [NUMBERS]
+
+
 def test_a_frame_that_is_never_whole(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     """It is asked for once more, alone, then named; the others are not asked for again."""
 

@@ -272,6 +272,24 @@ def test_a_limit_is_remembered() -> None:
     assert pace.advise(1000).max_frames == 1
 
 
+def test_a_limit_is_doubted_after_many_answers_and_ever_less_often() -> None:
+    """One that was a stray refusal is gone soon; one that stands costs a request now and then."""
+    pace = Pace(8)
+    pace.too_large(64)
+    answers = []
+    for _ in range(4):
+        count = 0
+        while pace.advise(1000).max_frames < 64:
+            lap = pace.lap()
+            lap.answered()
+            pace.record(lap, "1.2", 32, 32)
+            count += 1
+        answers.append(count)
+        pace.too_large(64)
+        pace.too_large(64)  # that was in flight beside it
+    assert answers == [32, 64, 128, 256]
+
+
 def test_no_more_requests_are_in_flight_than_allowed() -> None:
     pace = Pace(2)
     inside, most = 0, 0

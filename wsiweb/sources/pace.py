@@ -56,6 +56,8 @@ TOGETHER_SECONDS = 1.0
 _SAMPLES = 64
 _ANSWERS_FOR_A_CONNECTION = 32
 """After a service has throttled: so many answers win one connection back."""
+_ANSWERS_FOR_LONGER = 32
+"""After a list was refused: so many answers win a longer one; each further refusal doubles their number."""
 
 
 @dataclass(slots=True)
@@ -104,6 +106,8 @@ class Pace:
         self._busy = 0.0
         self._ticked = time.monotonic()
         self._max_frames: int | None = None
+        self._answers_at_limit = 0
+        self._answers_for_longer = _ANSWERS_FOR_LONGER
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._conclusions = conclude((), kind.parallel_requests)
 
@@ -184,6 +188,7 @@ class Pace:
             carried = self._conclusions.bytes_per_second
             self._conclusions = conclude(self._samples, self.kind.parallel_requests, carried)
             self._answers_since_throttled += 1
+            self._try_longer(frames)
             if self._connections < self._max_connections:
                 won, self._answers_since_throttled = divmod(self._answers_since_throttled, _ANSWERS_FOR_A_CONNECTION)
                 self._connections = min(self._connections + won, self._max_connections)
@@ -212,9 +217,20 @@ class Pace:
                 self._connections = min(self._connections, self._max_connections)
 
     def too_large(self, frames: int) -> None:
-        """Remember that a request of so many frames was refused for its size."""
+        """Remember that a request of so many frames was refused for its size, or seemed to be: strays look the same."""
+        limit = max(frames // 2, 1)
         with self._changed:
-            self._max_frames = min(self._max_frames or frames, max(frames // 2, 1))
+            if self._max_frames is None or limit < self._max_frames:
+                if self._max_frames is not None:
+                    self._answers_for_longer *= 2
+                self._max_frames, self._answers_at_limit = limit, 0
+
+    def _try_longer(self, frames: int) -> None:
+        """Let lists grow again after many answers to such as the limit allows; to be called under the lock."""
+        if self._max_frames is not None and 2 * frames > self._max_frames:
+            self._answers_at_limit += 1
+            if self._answers_at_limit >= self._answers_for_longer:
+                self._max_frames, self._answers_at_limit = 2 * self._max_frames, 0
 
     def _wake(self) -> None:
         with self._changed:
