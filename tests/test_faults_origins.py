@@ -202,6 +202,16 @@ def test_to_nowhere(server: DICOMwebServer, truth: SyntheticSlide, name: str, ki
     assert server.count(kind) <= 18
 
 
+@pytest.mark.parametrize("kind", ["metadata", "frames"])
+def test_a_redirect_to_a_name_that_no_host_can_have(server: DICOMwebServer, truth: SyntheticSlide, kind: Kind) -> None:
+    """It is not taken for a fault of what was sent."""
+    server.fault = every(Fault(status=302, headers={"Location": f"http://{'a' * 70}.invalid/"}), kind)
+    with pytest.raises(ProtocolError, match="redirects to what is no URL"), opened(server, truth) as slide:
+        read(slide, truth)
+    with pytest.raises(SourceError, match="no URL that can be asked"):
+        Slide.open(f"http://{'a' * 70}.invalid/", study_uid=truth.study_uid, series_uid=truth.series_uid)
+
+
 def test_a_redirect_that_says_not_where(server: DICOMwebServer, truth: SyntheticSlide) -> None:
     server.fault = every(Fault(status=302), "metadata")
     with pytest.raises(SourceError, match="302"):

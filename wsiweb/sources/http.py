@@ -219,6 +219,8 @@ class Service:
             try:
                 target = urljoin(response.url, location)
                 session = self._session_for(target)
+                if (host := urlsplit(target).hostname or "").isascii():
+                    host.encode("idna")  # as urllib3 does later, when it can no longer be said whose URL it is
             except ValueError:
                 where = without_secrets(url)
                 raise RedirectError(f"{where} redirects to what is no URL.",
@@ -270,7 +272,7 @@ class Service:
         except WsiWebError:  # of the user's token: nothing was sent
             self.stats.add(requests=-1)
             raise
-        except requests.exceptions.RequestException:
+        except (requests.exceptions.RequestException, urllib3.exceptions.LocationValueError):
             raise
         except (ValueError, TypeError, AttributeError) as error:  # of http.client, on a line break in a header, say
             raise not_asked(without_secrets(url), error) from None
