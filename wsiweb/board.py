@@ -131,6 +131,11 @@ class Board:
                 self._settle(job)
         return new
 
+    def asked(self) -> list[FrameKey]:
+        """Return the tiles that were asked for and have not come yet."""
+        with self._lock:
+            return list(self._asked)
+
     @property
     def tiles_awaited(self) -> int:
         """How many tiles were asked for and have not come yet."""
@@ -203,8 +208,7 @@ class Board:
                 elif not job.waiting:
                     self._paint_held(job, self.array_of(job))
             except BaseException as error:  # noqa: BLE001  (a MemoryError, say: it is the caller's)
-                job.error = error
-                self.events.put(Event())
+                self._fail_job(job, error)
         whole = []
         with self._lock:
             for job, _, _ in places:
@@ -213,6 +217,13 @@ class Board:
                     whole.append(job)
         for job in whole:
             self.complete(job)
+
+    def _fail_job(self, job: Job, error: BaseException) -> None:
+        """Leave an error to who wants the array; a Ctrl-C is this thread's as well."""
+        job.error = error
+        self.events.put(Event())
+        if not isinstance(error, Exception):
+            raise error
 
     def _has_room(self, job: Job) -> bool:
         """Have room for the array of a plan that is only foreseen."""
@@ -257,6 +268,6 @@ class Board:
                 job.array = job.finish(self.array_of(job))
             job.done = True
         except BaseException as error:  # noqa: BLE001  (it is the caller's, not this thread's)
-            job.error = error
+            self._fail_job(job, error)
         if job is self.awaited:
             self.events.put(Event())

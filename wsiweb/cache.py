@@ -76,7 +76,7 @@ class TrialCache(Generic[Key, Value]):
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
         self._budget_bytes = budget_bytes
         self._lent_bytes = 0
-        self._lending = threading.Lock()
+        self._lending = threading.RLock()  # a board may be collected, and closed, anywhere
         self._trial_bytes = budget_bytes // 32
         self._size_of = size_of
         self._kept: OrderedDict[Key, Value] = OrderedDict()
@@ -105,6 +105,7 @@ class TrialCache(Generic[Key, Value]):
                 del self._dropped[key]
                 self._trial_bytes = min(self._trial_bytes + _GROWTH * size, budget_bytes)
                 keep = Keep.YES
+            keep = Keep.YES if key in self._kept else keep
             self._admit(key, value, size, keep)
         while self._kept_bytes + self._on_trial_bytes > budget_bytes:
             if self._on_trial and (keep is Keep.YES or not self._kept):
@@ -218,6 +219,15 @@ class SingleFlightCache(Generic[Key, Value]):
                     told[waiter].append((key, value))
         for waiter, found in told.items():
             waiter.take(found)
+
+    def forsake(self, keys: Iterable[Key], claimer: Waiter[Key, Value]) -> None:
+        """Give up those of the keys that this claimer was to produce: whoever waits for them claims them anew."""
+        for key in keys:
+            with self._lock:
+                waiters = self._waiting.get(key)
+                ours = waiters is not None and waiters[0] is claimer
+            if ours:
+                self.fail(key, AbandonedError())
 
     def fail(self, key: Key, error: BaseException) -> None:
         """Tell all who wait that there will be no value."""

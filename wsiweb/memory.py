@@ -92,7 +92,8 @@ class ArrayPool:
     """Makes arrays. Safe to share between threads; arrays outlive it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._owner = 0  # the thread that has the lock
         self._slabs: defaultdict[tuple[int, int], list[_Slab]] = defaultdict(list)  # those with free places
         self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
         self._idle_bytes = 0
@@ -112,9 +113,12 @@ class ArrayPool:
         size = -(-needed // step) * step
         slab_kind = size, ROW_OFFSET_BYTES if kind.itemsize == 1 and 2 * size < SLAB_BYTES else 0
         with self._lock:
+            self._owner = threading.get_ident()
             if self._returned:
                 self._collect()
             slabs = self._slabs[slab_kind]
+            while slabs and not slabs[-1].free:  # as a Ctrl-C may leave it
+                slabs.pop()
             if not slabs:
                 huge = self._all_bytes < HUGE_PAGES_BYTES or size > SMALL_SLAB_BYTES
                 slabs.append(_Slab(slab_kind, self._take_back, huge=huge))
@@ -125,6 +129,7 @@ class ArrayPool:
             if not slab.free:
                 slabs.pop()
             self._lent.add(place)
+            self._owner = 0
         # Views of views refer to the array that has no array below it: it must be one of this place alone.
         whole = np.frombuffer(place.memory, kind, count)
         place.lend(whole)
@@ -136,12 +141,19 @@ class ArrayPool:
         return np.empty(shape, dtype) if small else self.empty(shape, dtype)
 
     def collect(self) -> None:
-        """Take back what was let go, unless somebody is about to."""
-        if self._lock.acquire(blocking=False):
-            try:
+        """Take back what was let go, unless somebody is about to: this thread, perhaps, for arrays go anywhere."""
+        if self._owner == threading.get_ident():
+            return
+        try:
+            if self._lock.acquire(blocking=False):
+                self._owner = threading.get_ident()
                 self._collect()
-            finally:
+                self._owner = 0
+        finally:
+            try:  # noqa: SIM105  (at once, whatever a Ctrl-C has cut short)
                 self._lock.release()
+            except RuntimeError:  # another thread has it
+                pass
 
     def _collect(self) -> None:
         """Take back what was let go; to be called under the lock."""

@@ -135,6 +135,13 @@ class RegionArrays:
             raise outcome
         return outcome
 
+    def only(self) -> Pixels:
+        """Return the only region, and end: an iterator that is left to be collected would swallow a Ctrl-C."""
+        try:
+            return next(self)
+        finally:
+            self.close()
+
     def outcome(self) -> Pixels | BaseException:
         """Return the next region, or why it cannot be read; those behind it can. Else as ``next``."""
         array = self._stream.outcome()  # when it is known of how many bands

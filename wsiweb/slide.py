@@ -268,9 +268,8 @@ class Slide:
         SourceError, DecodeError, UnsupportedError
             A frame could not be had, or not be decoded; it is never replaced by blank pixels.
         """
-        return next(
-            self.read_regions(level, [(x, y, w, h)], optical_path=optical_path, focal_plane=focal_plane, icc=icc)
-        )
+        view = resolution.view_of_level(self._level(level))
+        return self._read(view, [(x, y, w, h)], optical_path, focal_plane, icc).only()
 
     def read_regions(
         self,
@@ -324,7 +323,7 @@ class Slide:
             The slide does not tell its resolution.
         """
         view = resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
-        return next(self._read(view, [(x, y, w, h)], optical_path, focal_plane, icc))
+        return self._read(view, [(x, y, w, h)], optical_path, focal_plane, icc).only()
 
     def thumbnail(self, max_size: int = 1024) -> Pixels:
         """Return the whole slide, its longer side at most ``max_size`` pixels, never enlarged.
@@ -527,7 +526,7 @@ class Slide:
         """Return all of a view as one array."""
         planner, limit = RegionPlanner(view.level, [channel], stacked=False), self._options.max_region_bytes
         check_region(view.bounds, view.bounds, where=name, itemsize=planner.pixel_bytes, max_region_bytes=limit)
-        return next(RegionArrays(self._running(), view, [view.bounds], planner))
+        return RegionArrays(self._running(), view, [view.bounds], planner).only()
 
     def _read(
         self,

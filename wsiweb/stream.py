@@ -82,7 +82,7 @@ class Stream:
         self._drawn: Iterator[Job] = iter(jobs)
         self._outs = None if outs is None else iter(outs)
         self._budget_bytes = reader.options.readahead_bytes if ahead_bytes is None else ahead_bytes
-        self._exhausted = False
+        self._exhausted = self._closed = False
         self._errand = reader.begin(keep, single=single)
         self._board = Board(reader.memory, reader.tiles, alone=single)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
@@ -146,17 +146,19 @@ class Stream:
 
     def close(self) -> None:
         """Stop at once: nothing more is fetched or decoded for this iterator."""
+        self._exhausted = True
         self._reader.end(self._errand)
-        self._reader.abandon(self._claimed)
         self._claimed = {}
+        # Whatever a Ctrl-C has cut short: what is asked for here, and by nobody before, nobody else would produce.
+        self._reader.tiles.forsake(self._board.asked(), self._board)
         self._jobs.clear()
         self._foreseen.clear()
         self._board.close()
-        self._exhausted = True
+        self._closed = True
 
     def __del__(self) -> None:
         # In a forked child the parent's locks may be held for ever.
-        if hasattr(self, "_claimed") and self._reader.process_id == os.getpid():
+        if hasattr(self, "_claimed") and not self._closed and self._reader.process_id == os.getpid():
             self.close()
 
     def _fill(self) -> None:

@@ -7,6 +7,7 @@ import functools
 import heapq
 import itertools
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -114,7 +115,7 @@ class Workers:
         for _ in range(min(jobs - len(bells), self._allowed - len(self._running))):
             thread = threading.Thread(target=self._work, name=f"{self._name}_{next(self._numbers)}")
             try:
-                thread.start()
+                _start(thread)
             except RuntimeError:
                 if self._running:  # those that there are do the work
                     break
@@ -150,6 +151,12 @@ class Workers:
                         self._waiting.remove(bell)
                         self._running.discard(threading.current_thread())
                         return None
+
+
+def _start(thread: threading.Thread) -> None:
+    if sys.is_finalizing():  # where Python 3.11 would wait for ever
+        raise RuntimeError("the interpreter is ending")
+    thread.start()
 
 
 def _ring(bells: Iterable[queue.SimpleQueue[None]]) -> None:

@@ -81,26 +81,30 @@ class Cancellation:
     """Lets a caller stop the work that others do for it. Thread-safe, one-way."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._cancelled = False
+        # Entered by itself: a Ctrl-C within the Python code of a Condition, or an Event, would leave it held.
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._callbacks: set[Callable[[], None]] = set()
 
     @property
     def cancelled(self) -> bool:
         """Whether ``cancel`` was called."""
-        return self._event.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
         """Stop: wakes every sleeper and runs the callbacks once."""
-        self._event.set()
         with self._lock:
+            self._cancelled = True
+            self._changed.notify_all()
             callbacks, self._callbacks = self._callbacks, set()
         for callback in callbacks:
             callback()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep, or return True at once when cancelled."""
-        return self._event.wait(seconds)
+        with self._lock:
+            return self._changed.wait_for(lambda: self._cancelled, seconds)
 
     def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Run ``callback`` when cancelled (at once if that has happened); returns what takes it back."""

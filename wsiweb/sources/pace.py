@@ -96,7 +96,8 @@ class Pace:
         self._more_guess = times_typical if wait_seconds <= DISTANT_SECONDS else 1.0
         self._frame_guess = TYPICAL_SECONDS_PER_FRAME * times_typical
         self._least_guess = self._frame_guess + wait_seconds / SPREAD.max_frames
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered by itself, as in ``Cancellation``
+        self._changed = threading.Condition(self._lock)
         self._max_connections = min(max_connections, kind.max_connections or max_connections)
         self._connections = self._max_connections
         self._answers_since_throttled = 0
@@ -117,7 +118,7 @@ class Pace:
     def request(self, cancellation: Cancellation) -> Iterator[None]:
         """Wait until there is a connection to use, and have it for the time of the ``with``."""
         forget = cancellation.on_cancel(self._wake)
-        with self._changed:
+        with self._lock:
             while self._in_flight >= self._allowed and not cancellation.cancelled:
                 self._changed.wait()
             self._tick()
@@ -126,14 +127,14 @@ class Pace:
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._tick()
                 self._in_flight -= 1
                 self._changed.notify()
 
     def lap(self) -> Lap:
         """Return a clock that begins now."""
-        with self._changed:
+        with self._lock:
             self._tick()
             return Lap(self._ticked, self._busy)
 
@@ -180,7 +181,7 @@ class Pace:
         """Remember an answer that came whole; to be called while its connection is still held."""
         if lap.first_byte is None:
             return
-        with self._changed:
+        with self._lock:
             self._tick()
             waited, took = lap.first_byte - lap.started, self._ticked - lap.started
             in_flight = (self._busy - lap.busy_before) / max(took, 1e-9)
@@ -197,7 +198,7 @@ class Pace:
 
     def throttled(self) -> None:
         """Halve the connections: the service asked for patience. Refusals that come together count once."""
-        with self._changed:
+        with self._lock:
             now = time.monotonic()
             if now - self._throttled_at < TOGETHER_SECONDS:
                 return
@@ -211,7 +212,7 @@ class Pace:
 
         For good: who drops what is too much lets each trial cost a timeout.
         """
-        with self._changed:
+        with self._lock:
             if self._in_flight >= MODERATE_CONNECTIONS:  # beside the one that failed
                 self._max_connections = min(self._max_connections, MODERATE_CONNECTIONS)
                 self._connections = min(self._connections, self._max_connections)
@@ -219,7 +220,7 @@ class Pace:
     def too_large(self, frames: int) -> None:
         """Remember that a request of so many frames was refused for its size, or seemed to be: strays look the same."""
         limit = max(frames // 2, 1)
-        with self._changed:
+        with self._lock:
             if self._max_frames is None or limit < self._max_frames:
                 if self._max_frames is not None:
                     self._answers_for_longer *= 2
@@ -233,14 +234,14 @@ class Pace:
                 self._max_frames, self._answers_at_limit = 2 * self._max_frames, 0
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     # What follows ---------------------------------------------------------------------------------
 
     def advise(self, frames: int) -> Advice:
         """Return over how many requests to spread so many frames, and how many each may have at most."""
-        with self._changed:
+        with self._lock:
             seen, connections, limit = self._conclusions, self._usable, self._max_frames
             allowed = self._allowed
         requests = _best_requests(seen, frames, connections, self._frame_guess)
@@ -256,7 +257,7 @@ class Pace:
     def traits(self) -> ServiceTraits:
         """Return what was learnt, for people."""
         advice = self.advise(FRAMES_WHERE_REQUESTS_ARE_DEAR)
-        with self._changed:
+        with self._lock:
             seen, throttled = self._conclusions, self._throttled
         return ServiceTraits(
             kind=self.kind.name,
