@@ -84,7 +84,8 @@ def within(seconds: float, action: Callable[[], Result]) -> Result:
 
 def threads() -> set[threading.Thread]:
     """Return the threads that the library runs at the moment."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith("wsiweb")}
+    # One whose start was interrupted stays listed, and never runs.
+    return {thread for thread in threading.enumerate() if thread.name.startswith("wsiweb") and thread.is_alive()}
 
 
 def settled() -> None:

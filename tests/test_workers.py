@@ -107,6 +107,22 @@ def test_fewer_threads_than_allowed_do_the_work(monkeypatch: pytest.MonkeyPatch)
     none.close()
 
 
+def test_an_interrupt_of_a_start_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python lets a lock go twice that a Ctrl-C kept it from taking, and that error comes in the interrupt's place."""
+
+    def start(thread: threading.Thread) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    threads = Workers(1, "test")
+    with pytest.raises(KeyboardInterrupt):
+        threads.add(lambda: None)
+    threads.close()
+
+
 def test_ranks() -> None:
     threads = Workers(1, "test")
     free = threading.Event()
@@ -213,11 +229,62 @@ def test_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (threads._waiting, threads._running) == ([], set())
 
 
-def test_an_interpreter_exits_whose_threads_wait() -> None:
-    code = "from wsiweb.workers import Workers; w = Workers(2, 'x'); print(*w.map(str, range(5)))"
-    root = Path(wsiweb.__file__).parents[1]
+def run(code: str) -> tuple[str, str]:
+    """Return what a program prints, and its errors."""
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=root,
+        check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=Path(wsiweb.__file__).parents[1],
     )  # fmt: skip
-    assert (ended.stdout, ended.stderr) == ("0 1 2 3 4\n", "")
+    return ended.stdout, ended.stderr
+
+
+def test_an_interpreter_exits_whose_threads_wait() -> None:
+    code = "from wsiweb.workers import Workers; w = Workers(2, 'x'); print(*w.map(str, range(5)))"
+    assert run(code) == ("0 1 2 3 4\n", "")
+
+
+def test_an_interpreter_that_exits_waits_for_what_is_under_way() -> None:
+    assert run(UNDER_WAY) == ("main\n0\n1\n2\n", "")
+
+
+UNDER_WAY = """
+import time
+from functools import partial
+from wsiweb.workers import Workers
+
+def job(number):
+    time.sleep(0.1)
+    print(number)
+
+workers = Workers(1, "x")
+workers.add_all([partial(job, number) for number in range(3)])
+print("main")
+"""
+
+
+def test_an_interpreter_exits_that_was_interrupted_at_a_start() -> None:
+    assert run(INTERRUPTED) == ("interrupted\n", "")
+
+
+INTERRUPTED = """
+import threading
+import time
+from wsiweb.workers import Workers
+
+enter = threading.Condition.__enter__
+
+def interrupted(condition):
+    enter(condition)  # and nobody lets it go
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+    return True
+
+workers = Workers(1, "x")
+threading.Condition.__enter__ = interrupted
+try:
+    workers.add(print)
+except KeyboardInterrupt:
+    threading.Condition.__enter__ = enter
+    time.sleep(0.2)  # the thread gets as far as the lock meanwhile
+    print("interrupted")
+"""

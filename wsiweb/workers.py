@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import heapq
@@ -10,6 +11,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
@@ -41,6 +43,7 @@ class Workers:
         self._running: set[threading.Thread] = set()  # those that wait included
         self._waiting: list[queue.SimpleQueue[None]] = []  # the bells of threads that wait for a job
         self._closed = False
+        _ALL.add(self)
 
     def add(self, job: Callable[[], None], rank: int = 0) -> None:
         """Have a job done, before those of a higher rank. It may raise nothing.
@@ -103,6 +106,11 @@ class Workers:
         for thread in running:
             thread.join(None if until is None else max(until - time.monotonic(), 0))
 
+    def finish(self) -> None:
+        """Let the jobs that are there be done, and wait for that."""
+        for thread in tuple(self._running):  # without the lock: whoever held it when this process was forked keeps it
+            thread.join()
+
     def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
         """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock.
 
@@ -113,7 +121,8 @@ class Workers:
         """
         bells = [self._waiting.pop() for _ in range(min(jobs, len(self._waiting)))]
         for _ in range(min(jobs - len(bells), self._allowed - len(self._running))):
-            thread = threading.Thread(target=self._work, name=f"{self._name}_{next(self._numbers)}")
+            name = f"{self._name}_{next(self._numbers)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)  # awaited by ``_finish``
             try:
                 _start(thread)
             except RuntimeError:
@@ -153,10 +162,28 @@ class Workers:
                         return None
 
 
+_ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish() -> None:
+    """Wait for what is under way, as Python does for threads that are no daemons.
+
+    That would wait for ever for a thread whose start a Ctrl-C has cut short, within a lock of Python's own.
+    """
+    for workers in tuple(_ALL):
+        workers.finish()
+
+
 def _start(thread: threading.Thread) -> None:
     if sys.is_finalizing():  # where Python 3.11 would wait for ever
         raise RuntimeError("the interpreter is ending")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # it came between two steps of a lock of Python's
+            raise error.__context__ from None
+        raise
 
 
 def _ring(bells: Iterable[queue.SimpleQueue[None]]) -> None:
