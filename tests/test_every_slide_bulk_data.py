@@ -77,6 +77,20 @@ def test_icc_profile_elsewhere(server: DICOMwebServer, stored: SyntheticSlide, p
         assert_reads(opened, stored)
 
 
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("query", ["", "?item=2"])
+def test_icc_profile_is_asked_for_where_it_is(
+    server: DICOMwebServer, stored: SyntheticSlide, place: str, query: str
+) -> None:
+    """By a service that has it nowhere else."""
+    right = {element["BulkDataURI"].removeprefix(server.host) + query for element in profiles_in(server)}
+    server.fault = lambda request: Fault(status=404) if "bulk" in request.path and request.path not in right else None
+    for element in profiles_in(server):
+        element["BulkDataURI"] = PLACES[place](element["BulkDataURI"]) + query
+    with opened_from(server, stored) as opened:
+        assert opened.icc_profile == PROFILE
+
+
 @pytest.mark.parametrize(
     "uri", ["http://evil.example/profile.icc", "file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x"]
 )

@@ -124,6 +124,45 @@ def test_to_another_name_of_the_same_host(server: DICOMwebServer, truth: Synthet
     assert carried(server) == [set(SECRETS), set()] * 2
 
 
+@pytest.mark.parametrize("form", [r"{other}\@{service}{path}", r"//{bare}\@{service}{path}", r"{other}\@{service}/"])
+def test_a_target_that_can_be_read_in_two_ways(
+    server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide, form: str
+) -> None:
+    """Its host is the one that is connected to, and not the one behind the sign."""
+    bare, service = (each.host.removeprefix("http://") for each in (other, server))
+
+    def target(request: Request) -> str:
+        return form.format(other=other.host, bare=bare, service=service, path=request.path)
+
+    with opened(server, truth) as slide:
+        server.fault = to(target)
+        with contextlib.suppress(WsiWebError):
+            read(slide, truth)
+        server.fault = lambda request: None
+        refer_to(server, form.format(other=other.host, bare=bare, service=service, path="/x"))
+    with opened(server, truth) as slide, contextlib.suppress(WsiWebError):
+        _ = slide.icc_profile
+    assert other.count() > 0
+    assert not any(carried(other))
+
+
+def test_what_the_url_asks_for_is_said_once(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """The service repeats the query of its URL where it redirects."""
+    server.fault = to(lambda request: request.path.replace("&key=b", "") + "&hop=1")
+    url = server.series_url(truth.study_uid, truth.series_uid)
+    with Slide.open(f"{url}?tenant=a&key=b") as slide:
+        read(slide, truth)
+    assert {request.path.partition("?")[2] for request in server.requests} == {"tenant=a&key=b", "tenant=a&hop=1&key=b"}
+
+
+def test_a_target_in_utf_8(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Headers are bytes, which http.client takes for Latin-1."""
+    server.fault = to(lambda request: f"{request.path}?hop=é".encode().decode("latin-1"))
+    with opened(server, truth) as slide:
+        read(slide, truth)
+    assert {request.path.partition("?")[2] for request in server.requests} == {"", "hop=%C3%A9"}
+
+
 def test_credentials_in_the_target_are_not_shown(
     server: DICOMwebServer, other: DICOMwebServer, truth: SyntheticSlide
 ) -> None:

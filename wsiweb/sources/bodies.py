@@ -22,6 +22,7 @@ class Whole(NamedTuple):
 
     url: str
     """That was asked for."""
+    status: int
     headers: dict[str, str]
     """By lower-case name."""
     body: bytes

@@ -11,10 +11,11 @@ import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import requests
 import urllib3
+from urllib3.util import parse_url
 
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 from wsiweb.sources.failures import not_asked, translated
@@ -216,6 +217,8 @@ class Service:
                 raise RedirectError(f"{where} answered {response.status_code}, a redirect, without a Location.",
                                     url=where, status=response.status_code)  # fmt: skip
             parameters = None
+            with contextlib.suppress(UnicodeError):  # http.client takes what is UTF-8 for Latin-1
+                location = location.encode("latin-1").decode()
             try:
                 target = urljoin(response.url, location)
                 session = self._session_for(target)
@@ -265,10 +268,13 @@ class Service:
         timeout_seconds: float,
     ) -> requests.Response:  # fmt: skip
         self.stats.add(requests=1)
+        # The session's own are not said again where a redirect, or a reference, has them: None leaves one out.
+        there = dict.fromkeys(name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
         try:
             return session.get(
-                url, params=parameters, headers=headers, stream=True, allow_redirects=False, timeout=timeout_seconds
-            )
+                url, params={**there, **(parameters or {})}, headers=headers, stream=True, allow_redirects=False,
+                timeout=timeout_seconds,
+            )  # fmt: skip
         except WsiWebError:  # of the user's token: nothing was sent
             self.stats.add(requests=-1)
             raise
@@ -309,8 +315,21 @@ def same_origin(first: str, second: str) -> bool:
     return origin(first) == origin(second)
 
 
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port."""
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, parts.hostname, port
+def origin(url: str) -> tuple[str | None, str | None, int | None]:
+    r"""Return scheme, host and port, as who connects reads them: ``http://a\@b/`` goes to a, and ``urlsplit`` says b.
+
+    Raises
+    ------
+    ValueError
+        It is no URL.
+    """
+    parts = parse_url(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme or "")
+
+
+def host_of(name: str) -> str | None:
+    """Return a host, named by who trusts it, as ``origin`` does; None where no host can have that name."""
+    try:
+        return origin(f"http://[{name}]/" if ":" in name else f"http://{name}/")[1]
+    except ValueError:
+        return None

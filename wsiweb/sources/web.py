@@ -17,7 +17,7 @@ from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.bodies import Whole, datasets_in, value_in
-from wsiweb.sources.http import same_origin
+from wsiweb.sources.http import host_of, origin, same_origin
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retrieval import FrameRetrieval
@@ -106,7 +106,10 @@ class WebSource:
         return datasets
 
     def _met(self, answer: Whole) -> list[JsonDataset]:
-        """Return the metadata in an answer, which shows what service it is."""
+        """Return the metadata in an answer, which shows what service it is; it says by 206 that some are missing."""
+        if answer.status == 206:
+            where = without_secrets(answer.url)
+            raise ProtocolError(f"{where} answered with a part of the metadata only (206)", url=where)
         kind = self._kind
         self._set_out(kind if kind is not UNKNOWN else recognise(self.service.base_url, answer.headers, answer.body))
         return datasets_in(answer)
@@ -115,7 +118,8 @@ class WebSource:
         """Ask for an instance by itself where the series' metadata are an extract (Orthanc's MainDicomTags)."""
         attributes = Attributes(dataset)
         uid, sop_class = attributes.string("SOPInstanceUID"), attributes.string("SOPClassUID")
-        if "00280010" in dataset or uid is None or sop_class not in (None, VL_WHOLE_SLIDE_MICROSCOPY):
+        extract = "00280010" not in dataset or ("00480006" not in dataset and sop_class is not None)
+        if not extract or uid is None or sop_class not in (None, VL_WHOLE_SLIDE_MICROSCOPY):
             return dataset
         whole = self._json(f"{series_url}/instances/{uid}/metadata", what=f"The metadata of instance {uid}")
         return whole[0] if whole else dataset
@@ -153,7 +157,16 @@ class WebSource:
 
         One that is not ``whole`` is asked for again; what comes twice is what is stored.
         """
-        url = self._bulk_url(uri)
+        *others, last = self._bulk_urls(uri)
+        for url in others:
+            try:
+                return self._bulk(url, whole)
+            except SourceError as error:
+                if error.status not in (404, 410):
+                    raise
+        return self._bulk(last, whole)
+
+    def _bulk(self, url: str, whole: Callable[[bytes], bool]) -> bytes:
         value = self._value(url)
         if whole(value):
             return value
@@ -176,22 +189,30 @@ class WebSource:
                 raise
             return self._get(url, _BULK_SINGLE_PART, value_in, what=what, limit_bytes=MAX_BULK_BYTES)
 
-    def _bulk_url(self, uri: str) -> str:
+    def _bulk_urls(self, uri: str) -> list[str]:
+        """Resolve a BulkDataURI: relative to the metadata (RFC 3986 5.1.3), or to the study, as some mean it."""
+        study = f"{self.service.wado_url}/studies/{self._study_uid}/"
+        bases = [f"{study}series/{series_uid}/" for series_uid in self._series_uids]
+        bases.insert(0 if uri.startswith("series/") else len(bases), study)
+        return list(dict.fromkeys(self._bulk_url(base, uri) for base in bases))
+
+    def _bulk_url(self, base: str, uri: str) -> str:
         """Resolve a BulkDataURI; mend the host where a proxy, or a lost port, made the server write another."""
         root = self.service.wado_url
         try:
-            url = urljoin(f"{root}/studies/{self._study_uid}/", uri)
+            url = urljoin(base, uri)
+            _, host, _ = origin(url)
             if same_origin(url, root):
                 return url
         except ValueError as error:
             raise ProtocolError(f"The metadata refer to bulk data by what is no URL: {error}.", url=root) from error
         parts, here = urlsplit(url), urlsplit(root)
         before, within, rest = parts.path.partition(f"/studies/{self._study_uid}/")
-        trusted = parts.hostname in self._options.trusted_hosts
+        trusted = host in map(host_of, self._options.trusted_hosts)
         # A proxy before the service may change the scheme and the beginning of paths, too; a host that is trusted is
         # asked for what only it has.
         if within and (not trusted or (parts.scheme, before) == (here.scheme, here.path.rstrip("/"))):
-            return f"{root}{within}{rest}"
+            return f"{root}{within}{rest}{parts.query and '?'}{parts.query}"
         where = without_secrets(url)
         if here.scheme == "https" and parts.scheme != "https":
             reason = "which is not https, as this service is"
@@ -234,11 +255,11 @@ class WebSource:
                 ) as answer:
                     self._wait_seconds = time.monotonic() - asked
                     if answer.status == 204 and accept == _DICOM_JSON:  # there are none
-                        whole = Whole(url, {}, b"", answer.quote)
+                        whole = Whole(url, answer.status, {}, b"", answer.quote)
                     else:
                         check_status(answer, what, advice=self._kind.advice)
                         body = answer.read(limit_bytes, deadline=deadline)
-                        whole = Whole(url, answer.headers, body, answer.quote)
+                        whole = Whole(url, answer.status, answer.headers, body, answer.quote)
                 self._check_open(what)  # what came may be what had come by then
                 return read(whole)
             except (RefusedError, SourceError) as caught:
