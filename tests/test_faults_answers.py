@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,9 @@ from faults import Fault, every, fail_first
 from serving import open_slide
 
 from wsiweb import DecodeError, ProtocolError, ReadOptions, SourceTimeoutError
+from wsiweb.sources.answers import frames_in
 from wsiweb.sources.base import Cancellation, FrameBatch, InstanceAddress
+from wsiweb.sources.http import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +192,46 @@ def test_one_frame_that_spoils_the_answer(
     assert lost <= skipped
     assert len(skipped) <= 8
     assert read | skipped == set(range(110))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("rest", [b"", b"\r\n", b"\r\nepi"])
+def test_what_is_whole_needs_no_good_end(named: bool, rest: bytes) -> None:
+    """Behind the closing delimiter a service may break off, or say nothing more."""
+    location = "Content-Location: x/frames/{}\r\n" if named else ""
+    parts = "".join(f"--b\r\n{location.format(number)}\r\n{number}\r\n" for number in (1, 2))
+
+    def chunks() -> Iterator[bytes]:
+        yield parts.encode() + b"--b--"
+        yield rest
+        raise ProtocolError("it broke off", url="x")
+
+    answer = Answer(200, 'multipart/related; boundary="b"', {}, "x", chunks(), lambda data: "")
+    frames = [frame for together in frames_in(answer, [1, 2]) for frame in together]
+    assert [(frame.frame_number, frame.data) for frame in frames] == [(1, b"1"), (2, b"2")]
+
+
+@pytest.mark.parametrize("without", [("00480006", "00480007"), ("00280010", "00280011"), ("00480006",)])
+def test_series_metadata_that_are_an_extract(
+    server: DICOMwebServer, truth: SyntheticSlide, without: tuple[str, ...]
+) -> None:
+    """Orthanc leaves out what it is told to, or cannot tell: each instance is asked for by itself."""
+    extract = [{tag: one.metadata[tag] for tag in one.metadata if tag not in without} for one in server.instances]
+    of_series = Fault(status=200, headers={"Content-Type": "application/dicom+json"}, body=json.dumps(extract).encode())
+    server.fault = lambda request: of_series if (request.kind, request.instance_uid) == ("metadata", None) else None
+    with open_slide(server, truth, options=ONE_AT_A_TIME) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, *BOX), truth.truth(0, *BOX))
+    assert server.count("metadata") == 1 + len(extract)
+
+
+def test_metadata_of_which_a_part_came(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """206 says that instances are missing: the slide would have other levels."""
+    server.fault = fail_first(1, Fault(label=206), "metadata")
+    with open_slide(server, truth, options=ONE_AT_A_TIME) as slide:
+        assert (len(slide.levels), server.count("metadata")) == (len(truth.levels), 2)
+    server.fault = every(Fault(label=206), "metadata")
+    with pytest.raises(ProtocolError, match="a part of the metadata"):
+        open_slide(server, truth, options=ONE_AT_A_TIME)
 
 
 def test_a_service_that_breaks_off_everything_is_not_asked_for_ever(

@@ -90,11 +90,11 @@ def _frames_of(
             if missing:
                 raise _incomplete(answer, missing, f"far more parts than the {len(numbers)} frames that were asked for")
             return
-    if unnamed and parser.finished and len(unnamed) == len(missing) == len(numbers):
-        whole = [frame for frame in unnamed if frame.data]
-        missing.difference_update(frame.frame_number for frame in whole)
-        if whole:
-            yield whole
+        if parser.finished and unnamed and len(unnamed) == len(missing) == len(numbers):
+            whole = [frame for frame in unnamed if frame.data]
+            missing.difference_update(frame.frame_number for frame in whole)
+            if whole:
+                yield whole
     if missing:
         state = "is complete" if parser.finished else "ends without a closing boundary"
         came = len(numbers) - len(missing) + len(unnamed)
@@ -112,7 +112,10 @@ def _incomplete(
 
 
 def _parts(parser: MultipartParser, answer: Answer) -> Iterator[list[Part]]:
-    """Yield the parts of an answer, those that came together in one list; what is whole when it breaks off, too."""
+    """Yield the parts of an answer, those that came together in one list; what is whole when it breaks off, too.
+
+    How it goes on behind the closing delimiter does not matter.
+    """
     error: SourceError | None = None
     chunk: bytes | None = b""
     while chunk is not None and error is None:
@@ -124,8 +127,10 @@ def _parts(parser: MultipartParser, answer: Answer) -> Iterator[list[Part]]:
             error = caught
             if error.url is not None or not isinstance(error, ProtocolError):  # not the parser's
                 parts.extend(parser.close())
-        if parts:
+        if parts or parser.finished:
             yield parts
+    if parser.finished:
+        return
     if isinstance(error, ProtocolError) and error.url is None:
         raise type(error)(f"{answer.url}: {error}", url=answer.url, status=answer.status) from error
     if error is not None:
