@@ -39,6 +39,7 @@ from wsiweb.cli import app
 from wsiweb.finding import _series
 from wsiweb.matching import Filter
 from wsiweb.server import DicomWebServer
+from wsiweb.sources.base import Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,17 +89,28 @@ class Archive:
     """Whether it takes wildcards literally (Google)."""
     past: int = 200
     """Status of an answer to an offset past the end."""
+    most: int = 10_000
+    """It answers a higher ``limit`` with 400."""
+    shrinks: bool = False
+    """Whether each page is shorter than the one before."""
+    tells: str = ""
+    """How it says that there is more: by a "warning" or by "206"."""
+    gone: tuple[str, ...] = ()
+    """Studies that it lists, and whose series it does not find."""
+    more: bool = False
+    """Whether there is more than was answered last."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def answer(self, path: str, query: dict[str, str], authorization: str | None) -> tuple[int, Any]:
         self.requests.append((path, query))
+        self.more = False
         if self.token is not None and authorization != f"Bearer {self.token}":
             return 401, {}
         match = re.fullmatch(r"(?:/studies/([\d.]+))?/(series|studies)", path)
-        if match is None or (match[1] is None and match[2] == "series" and not self.root):
+        if match is None or match[1] in self.gone or (match[1] is None and match[2] == "series" and not self.root):
             return 404, {"message": "no such resource"}
-        if any(name in query for name in self.refuses):
-            return 400, {"message": "unknown parameter"}
+        if any(name in query for name in self.refuses) or int(query.get("limit", 1)) > self.most:
+            return 400, {"message": "unknown parameter, or too high a limit"}
         key = "StudyInstanceUID" if match[2] == "studies" else "SeriesInstanceUID"
         found = list({one[key]: one for one in ALL if match[1] in (None, one["StudyInstanceUID"])}.values())
         for name, value in query.items():
@@ -107,10 +119,12 @@ class Archive:
         start = int(query.get("offset", 0)) if self.offset else 0
         if start and start >= len(found) and self.past != 200:
             return self.past, {"message": "there is no more"}
-        found = found[start : start + min(int(query.get("limit", 100)), self.page)]
+        stop = start + min(int(query.get("limit", 100)), self.page - self.shrinks * len(self.requests))
+        self.more = bool(self.tells) and stop < len(found)
+        found = found[start:stop]
         if not found:
             return self.empty, []
-        return 200, [self.dataset(one, match[2]) for one in found]
+        return 206 if self.more and self.tells == "206" else 200, [self.dataset(one, match[2]) for one in found]
 
     def dataset(self, one: dict[str, str], kind: str) -> dict[str, Any]:
         found = {}
@@ -142,6 +156,8 @@ class Served:
                 self.send_header("Content-Type", "application/dicom+json")
                 if status != 204:
                     self.send_header("Content-Length", str(len(body)))
+                if archive.more and archive.tells == "warning":
+                    self.send_header("Warning", "299 rs: There are 9 additional results that can be requested")
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -181,13 +197,16 @@ def expected(**conditions: str) -> list[str]:
     (Archive(padding="\0"), 2),
     (Archive(ignores=("Modality",)), 2),
     (Archive(refuses=("Modality",)), 3),
-    (Archive(refuses=("Modality", "limit", "offset")), 3),
+    (Archive(refuses=("Modality", "limit", "offset")), 5),
+    (Archive(most=200), 4),
+    (Archive(most=200, refuses=("Modality",)), 5),
     (Archive(past=400), 2),
     (Archive(past=404), 2),
     (Archive(root=False), 18),  # one in vain, studies until there are no more, and the series of each of 16
     (Archive(root=False, refuses=("Modality", "ModalitiesInStudy")), 20),
 ], ids=["good", "pages", "a page", "no offset", "no offset, pages", "204", "padded", "ignores", "refuses",
-        "stubborn", "refuses the end", "no end", "no root", "no root, refuses"])  # fmt: skip
+        "stubborn", "small pages", "small pages, refuses", "refuses the end", "no end", "no root",
+        "no root, refuses"])  # fmt: skip
 def test_every_slide_once(archive: Archive, requests: int) -> None:
     with Served(archive) as served:
         found = uids(wsiweb.search(served.url))
@@ -209,6 +228,29 @@ def test_filters_hold_on_every_server(archive: Archive) -> None:
     with Served(archive) as served:
         assert uids(wsiweb.search(served.url, PatientID="C3L-00*")) == expected(PatientID="C3L-00*")
         assert uids(wsiweb.search(served.url, PatientID="nobody")) == []
+
+
+def test_more_slides_than_the_highest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ALL", [series(n, n) for n in range(250)])
+    archive = Archive(most=200)
+    with Served(archive) as served:
+        assert len(set(uids(wsiweb.search(served.url)))) == 250
+    assert [query["limit"] for _, query in archive.requests] == ["1000", "1000", "100", "100", "100"]
+
+
+@pytest.mark.parametrize("tells", ["warning", "206"])
+def test_a_short_page_is_no_end_where_there_is_more(tells: str) -> None:
+    """As those of services that limit their answers by bytes."""
+    with Served(Archive(page=9, shrinks=True, tells=tells)) as served:
+        assert uids(wsiweb.search(served.url)) == expected()
+
+
+def test_a_study_that_is_gone_hides_no_other() -> None:
+    with Served(Archive(root=False, gone=("1.2.3",))) as served:
+        assert uids(wsiweb.search(served.url)) == [uid for uid in expected() if not uid.startswith("1.2.3.")]
+    everything = tuple(one["StudyInstanceUID"] for one in ALL)
+    with Served(Archive(root=False, gone=everything)) as served, pytest.raises(SlideNotFoundError, match=r"1\.2\."):
+        uids(wsiweb.search(served.url))
 
 
 def test_what_cannot_be_told_is_asked_or_refused() -> None:
@@ -324,13 +366,13 @@ class Asked:
         self.archive = archive
         self.service = SimpleNamespace(qido_url="http://h")
 
-    def find(self, path: str, parameters: dict[str, str]) -> list[dict[str, Any]]:
+    def find(self, path: str, parameters: dict[str, str]) -> Found:
         status, found = self.archive.answer(path, parameters, None)
         if status == 404:
             raise SlideNotFoundError("404")
         if status != 200:
             raise SourceError(str(status), status=status)
-        return list(found)
+        return Found(list(found))
 
 
 def test_limits() -> None:

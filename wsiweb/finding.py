@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wsiweb")
 
+_GONE = frozenset({404, 410})
 _NOT_SERVED = frozenset({400, 404, 405, 410, 422, 501})
 _MODALITY = ("Modality", "00080060")
 _FIELDS = {
@@ -176,6 +177,8 @@ def _by_study(source: WebSource, filters: list[Filter], limit: int | None) -> It
     root = source.service.qido_url
     studies = Listing(source.find, root, "StudyInstanceUID", [*above, *hints])
     series: Listing | None = None
+    gone: SourceError | SlideNotFoundError | None = None
+    listed = False
     for page in studies.pages("/studies", limit):
         # Services limit the pages of both alike: what is shorter than a page of studies is all series of a study.
         series = series or Listing(source.find, root, "SeriesInstanceUID", below, longest=studies.longest)
@@ -183,11 +186,19 @@ def _by_study(source: WebSource, filters: list[Filter], limit: int | None) -> It
             uid = Attributes(study).string("StudyInstanceUID")
             if uid is None:
                 continue
-            for found in series.pages(f"/studies/{uid}/series", None):
-                for dataset in found:
-                    told = {
-                        tag: element
-                        for tag, element in dataset.items()
-                        if isinstance(element, dict) and "Value" in element
-                    }
-                    yield {**study, **told}
+            try:
+                for found in series.pages(f"/studies/{uid}/series", None):
+                    yield from ({**study, **_told(dataset)} for dataset in found)
+                listed = True
+            except (SourceError, SlideNotFoundError) as error:
+                if not refused(error, _GONE):
+                    raise
+                gone = error
+                logger.warning("The search leaves out a study that was found, and is not there: %s", error)
+    if gone is not None and not listed:
+        raise gone
+
+
+def _told(dataset: JsonDataset) -> JsonDataset:
+    """Return those elements of a dataset that have a value."""
+    return {tag: element for tag, element in dataset.items() if isinstance(element, dict) and "Value" in element}

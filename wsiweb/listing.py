@@ -7,7 +7,7 @@ end, filters that are refused, ignored, taken literally (``C3L-*``) or not decod
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wsiweb.dicomjson import Attributes
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.matching import Filter
-    from wsiweb.sources.base import JsonDataset
+    from wsiweb.sources.base import Found, JsonDataset
 
-    Find = Callable[[str, dict[str, str]], list[JsonDataset]]
+    Find = Callable[[str, dict[str, str]], Found]
     """Makes one request: path and parameters to datasets."""
 
 logger = logging.getLogger("wsiweb")
 
 PAGE = 1000
-"""Asked for at a time: what services give without being asked, and below every known limit (Google: 5,000)."""
+"""Asked for at a time: what services give without being asked, and below most limits (Google: 5,000)."""
+SMALL_PAGE = 100
+"""Asked for where all else is refused (Azure takes no ``limit`` above 200)."""
 MAX_PAGE = 64 * PAGE
 """Asked for at a time where a service ignores ``offset``, so that there is no other way to the rest."""
 _REFUSED = frozenset({400, 414, 422})
@@ -48,23 +50,23 @@ class _Form:
     """Those that are sent."""
     fields: tuple[str, ...]
     """Attributes to ask for beside what the service tells anyway."""
-    paged: bool = True
-    """Whether ``limit`` and ``offset`` are sent."""
+    page: int | None = MAX_PAGE
+    """The highest ``limit`` that is sent; None sends neither that nor ``offset``."""
 
     def parameters(self, size: int, offset: int) -> dict[str, str]:
         """Return the query."""
         sent = {one.name: one.value for one in self.filters}
         if self.fields:
             sent["includefield"] = ",".join(self.fields)
-        if self.paged:
-            sent["limit"] = str(size)
+        if self.page is not None:
+            sent["limit"] = str(min(size, self.page))
             if offset:
                 sent["offset"] = str(offset)
         return sent
 
     def without(self, filters: Sequence[Filter]) -> _Form:
         """Return the form with fewer filters."""
-        return _Form(tuple(one for one in self.filters if one not in filters), self.fields, self.paged)
+        return replace(self, filters=tuple(one for one in self.filters if one not in filters))
 
 
 def _forms(filters: Sequence[Filter]) -> list[_Form]:
@@ -76,7 +78,8 @@ def _forms(filters: Sequence[Filter]) -> list[_Form]:
     fewer: tuple[list[Filter], ...] = ([*plain, *implied], chosen, plain, implied, [])
     forms = [_Form((*chosen, *implied), fields), _Form((*chosen, *implied), ())]
     forms += [_Form(tuple(some), fields) for some in fewer]
-    return list(dict.fromkeys([*forms, _Form((), ()), _Form((), (), paged=False)]))
+    forms = list(dict.fromkeys([*forms, _Form((), ())]))
+    return [*forms, *(replace(form, page=SMALL_PAGE) for form in forms), _Form((), (), page=None)]
 
 
 def refused(error: Exception, statuses: frozenset[int]) -> bool:
@@ -118,7 +121,8 @@ class Listing:
         """Yield what matches, page by page, each dataset once.
 
         The end is a page that is empty, or brings nothing new, or is shorter than another although the service was
-        asked for more: each has a limit of its own, which need not be the one that it was given.
+        asked for more, and does not say that there is more: each has a limit of its own, which need not be the one that
+        it was given.
 
         Raises
         ------
@@ -127,15 +131,16 @@ class Listing:
         """
         size, offset, grown = min(limit or PAGE, PAGE), 0, False
         seen: set[str | None] = set()
-        page = self._first(path, size)
-        while page:
+        found = self._first(path, size)
+        while page := found.datasets:
             new = {uid: item for item in page if (uid := Attributes(item).string(self._uid)) not in seen}
             seen.update(new)
-            full, shorter = len(page) >= size, len(page) < self.longest
+            most = self._forms[0].page
+            full, shorter = len(page) >= min(size, most or size), len(page) < self.longest
             self.longest = max(self.longest, len(page))
             if new:
                 yield self._matching(path, page, list(new.values()))
-            if not self._forms[0].paged or (not full and (shorter or grown or not new)):
+            if most is None or not (full or found.more or not (shorter or grown or not new)):
                 return
             offset += len(page)
             if not new:  # a full page again, so offset is ignored; all there is may fit into a larger one
@@ -145,11 +150,11 @@ class Listing:
                 size, grown = size * 4, True
             size = max(size, PAGE)
             try:
-                page = self._ask(path, size, offset)
+                found = self._ask(path, size, offset)
             except (SourceError, SlideNotFoundError) as error:
                 if not refused(error, _PAST_THE_END):
                     raise
-                if full and not grown and not self._ends_with(path, size, offset, page[-1]):
+                if (full or found.more) and not grown and not self._ends_with(path, size, offset, page[-1]):
                     raise
                 return
 
@@ -159,33 +164,33 @@ class Listing:
             page = self._ask(path, size, offset - 1)
         except (SourceError, SlideNotFoundError):
             return False
-        return [Attributes(item).string(self._uid) for item in page] == [Attributes(last).string(self._uid)]
+        return [Attributes(item).string(self._uid) for item in page.datasets] == [Attributes(last).string(self._uid)]
 
-    def _ask(self, path: str, size: int, offset: int) -> list[JsonDataset]:
+    def _ask(self, path: str, size: int, offset: int) -> Found:
         return self._find(path, self._forms[0].parameters(size, offset))
 
-    def _first(self, path: str, size: int) -> list[JsonDataset]:
+    def _first(self, path: str, size: int) -> Found:
         """Return the first page, by the first form of the search that the service takes."""
         try:
-            page = self._ask(path, size, 0)
+            found = self._ask(path, size, 0)
         except SourceError as error:
             if not refused(error, _REFUSED) or len(self._forms) == 1:
                 raise
             del self._forms[0]  # for good
             return self._first(path, size)
         hard = [one for one in self._forms[0].filters if one.hard and one not in self._understood]
-        if page or not hard:
-            return page
+        if found.datasets or not hard:
+            return found
         # A service that takes C3L-* literally, or does not decode what is sent, finds nothing and says nothing.
         forms = self._forms
         self._forms = list(dict.fromkeys(form.without(hard) for form in forms))
-        page = self._first(path, size)
-        if page and not all(self._understands(path, one, page) for one in hard):
-            return page
+        others = self._first(path, size)
+        if others.datasets and not all(self._understands(path, one, others.datasets) for one in hard):
+            return others
         self._forms = forms
-        if page:
+        if others.datasets:
             self._understood.update(hard)
-        return []
+        return found
 
     def _understands(self, path: str, one: Filter, page: list[JsonDataset]) -> bool:
         """Whether a service finds again, by a filter of this kind, what is there."""
@@ -194,7 +199,7 @@ class Listing:
 
     def _finds(self, path: str, name: str, value: str) -> bool:
         try:
-            return bool(self._find(path, {name: value, "limit": "1"}))
+            return bool(self._find(path, {name: value, "limit": "1"}).datasets)
         except SourceError as error:
             if not refused(error, _REFUSED):
                 raise
@@ -215,7 +220,7 @@ class Listing:
         """Let pass a filter by which the service finds nothing where nothing has the value."""
         sent = one in self._forms[0].filters
         try:
-            if sent and not self._find(path, {one.name: one.nowhere, "limit": "1"}):
+            if sent and not self._find(path, {one.name: one.nowhere, "limit": "1"}).datasets:
                 self._heeded.add(one)
                 return
         except SourceError as error:

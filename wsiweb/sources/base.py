@@ -17,6 +17,15 @@ JsonDataset = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What one request of a search found."""
+
+    datasets: list[JsonDataset]
+    more: bool = False
+    """Whether the service says that there is more (PS3.18 8.3.4.4)."""
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceAddress:
     """Where an instance lives."""
 

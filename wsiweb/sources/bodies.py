@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wsiweb.errors import ProtocolError
 from wsiweb.jsontext import loads
+from wsiweb.sources.base import Found
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
 from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import ForeignError
@@ -55,6 +56,12 @@ def datasets_in(answer: Whole) -> list[JsonDataset]:
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ForeignError(f"{where} did not answer with a list of datasets.", url=where)
     return found
+
+
+def found_in(answer: Whole) -> Found:
+    """Return what the answer to a search has; raises as ``datasets_in`` does."""
+    more = answer.status == 206 or "additional results" in answer.headers.get("warning", "").lower()
+    return Found(datasets_in(answer), more)
 
 
 def value_in(answer: Whole) -> bytes:

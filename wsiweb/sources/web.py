@@ -16,7 +16,7 @@ from wsiweb.matching import SAFE_CHARACTERS
 from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY
 from wsiweb.sources.accept import AcceptMemory
 from wsiweb.sources.base import Cancellation
-from wsiweb.sources.bodies import Whole, datasets_in, value_in
+from wsiweb.sources.bodies import Whole, datasets_in, found_in, value_in
 from wsiweb.sources.http import host_of, origin, same_origin
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.quoting import without_secrets
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from wsiweb.options import ReadOptions
-    from wsiweb.sources.base import Advice, FrameBatch, Frames, JsonDataset, Preview
+    from wsiweb.sources.base import Advice, Found, FrameBatch, Frames, JsonDataset, Preview
     from wsiweb.sources.http import Service
     from wsiweb.sources.services import ServiceKind
     from wsiweb.stats import ReadStats
@@ -136,10 +136,11 @@ class WebSource:
         matching = [item for item in items if item.string("SeriesInstanceUID") in (series_uid, None)]
         return sorted({study for item in matching if (study := item.string("StudyInstanceUID"))})
 
-    def find(self, path: str, parameters: dict[str, str]) -> list[JsonDataset]:
+    def find(self, path: str, parameters: dict[str, str]) -> Found:
         """Return what one QIDO-RS request finds; ``path`` is below the root of the search resources."""
         query = urlencode(parameters, safe=SAFE_CHARACTERS, quote_via=quote)
-        return self._json(f"{self.service.qido_url}{path}{query and '?'}{query}", what=f"A search for {path[1:]}")
+        url, what = f"{self.service.qido_url}{path}{query and '?'}{query}", f"A search for {path[1:]}"
+        return self._get(url, _DICOM_JSON, found_in, what=what, limit_bytes=MAX_METADATA_BYTES)
 
     def slide_series(self) -> list[str]:
         """Return the slide microscopy series of the study, by one QIDO-RS request."""
