@@ -241,7 +241,20 @@ def test_the_last_failure_keeps_its_kind(error: SourceError) -> None:
 @pytest.mark.parametrize("status", [429, 503, 413])
 def test_retry_after_goes_before_backoff(status: int) -> None:
     assert patience().seconds_after(refused(status, retry_after="7")) == 7
-    assert patience().seconds_after(refused(status, retry_after="0")) == 0
+
+
+@pytest.mark.parametrize("value", ["0", "Mon, 06 May 2024 07:08:09 GMT"])
+def test_a_retry_after_of_nothing_is_no_promise(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all attempts would be gone at once."""
+    monkeypatch.setattr("wsiweb.sources.retry.backoff_seconds", lambda failures: 0.25)
+    assert patience().seconds_after(refused(503, retry_after=value)) == 0.25
+
+
+def test_a_date_is_by_the_clock_of_the_service() -> None:
+    date, later = "Mon, 06 May 2024 07:08:09 GMT", "Mon, 06 May 2024 07:08:16 GMT"
+    assert patience().seconds_after(refused(503, retry_after=later, date=date)) == 7
+    assert retry_after_seconds("7", date) == 7
+    assert retry_after_seconds(later, "soon") == 0
 
 
 def test_a_long_retry_after_is_the_callers_to_decide_on() -> None:

@@ -97,20 +97,28 @@ def backoff_seconds(failures: int) -> float:
     return random.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0**failures))  # noqa: S311
 
 
-def retry_after_seconds(value: str | None) -> float | None:
-    """Read a Retry-After header, seconds or an HTTP date (RFC 9110 10.2.3); None where absent or senseless."""
+def retry_after_seconds(value: str | None, date: str | None = None) -> float | None:
+    """Read a Retry-After header, seconds or an HTTP date (RFC 9110 10.2.3); None where absent or senseless.
+
+    A date is by the clock of the service, which ``date``, the header of that name, tells.
+    """
     if value is None:
         return None
     value = value.strip()
     if value.isdecimal():
         return float(value)
+    moment = _moment(value)
+    if moment is None:
+        return None
+    return max((moment - (_moment(date) or dt.datetime.now(dt.UTC))).total_seconds(), 0.0)
+
+
+def _moment(value: str | None) -> dt.datetime | None:
     try:
-        moment = email.utils.parsedate_to_datetime(value)
+        moment = email.utils.parsedate_to_datetime(value or "")
     except (ValueError, OverflowError, TypeError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return max((moment - dt.datetime.now(dt.UTC)).total_seconds(), 0.0)
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
 class Gate:
@@ -144,7 +152,7 @@ class RefusedError(Exception):
     def __init__(self, answer: Answer) -> None:
         self.status = answer.status
         self.url = answer.url
-        self.retry_after = retry_after_seconds(answer.headers.get("retry-after"))
+        self.retry_after = retry_after_seconds(answer.headers.get("retry-after"), answer.headers.get("date"))
         self.html = answer.content_type.lower().startswith("text/html")
         self.said = answer.error_text()
         advice = f". {PROXY_WANTS_CREDENTIALS}" if self.status == 407 else ""
@@ -192,7 +200,7 @@ class Patience:
             ) from error  # fmt: skip
         if self.failures >= self.max_attempts or (asked is not None and asked > MAX_RETRY_AFTER_SECONDS):
             raise self.given_up(error) from error
-        wait = backoff_seconds(self.failures - 1) if asked is None else asked
+        wait = asked or backoff_seconds(self.failures - 1)  # 0 is no promise: nor is a moment that has passed
         if status in THROTTLING:
             self.gate.shut_for(wait)
         return wait
