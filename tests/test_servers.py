@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import personalities
 import pytest
 from dicomweb_server import DICOMwebServer
+from faults import Fault
 from personalities import PERSONALITIES
 from serving import forms, open_slide, prefixes, tell_lossy, tell_transfer_syntax
 from synthetic import srgb_profile
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 BOXES = [(128 * place, 0, 128, 96) for place in range(3)]
 """Of four frames each, none of them twice."""
+EXPLICIT = "1.2.840.10008.1.2.1"
 KINDS = ("jpeg", "jpeg2000", "rgb")
 FIRST_SIGHT: tuple[tuple[int, int, int], Form] = (1, 1, 1), "native"
 COSTS: dict[tuple[str, str], tuple[tuple[int, int, int], Form]] = {
@@ -140,6 +142,25 @@ def test_what_was_learnt_outlives_a_pickle(synthetic: SlideMaker) -> None:
             with pickle.loads(pickle.dumps(slide)) as copied:
                 read(copied, truth, BOXES[1])
         assert server.count() - before == 1
+
+
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.usefixtures("hurried")
+def test_a_500_writes_no_form_off(synthetic: SlideMaker, monkeypatch: pytest.MonkeyPatch, later: bool) -> None:
+    """It may pass: what has brought frames decompressed meanwhile is not asked with for good."""
+    truth, outage = synthetic("jpeg2000"), Fault(status=500)
+    monkeypatch.setattr("wsiweb.sources.retrieval._DOUBT_SECONDS", 0 if later else 3600)
+    with DICOMwebServer(truth.folder, personality=personalities.GOOGLE) as server, ExitStack() as stack:
+        tell_transfer_syntax(server)
+        slide = stack.enter_context(open_slide(server, truth, options=ReadOptions(max_connections=1)))
+        server.fault = lambda request: None if request.headers["accept"].endswith(EXPLICIT) else outage
+        read(slide, truth, BOXES[0])
+        server.fault = lambda request: None
+        read(slide, truth, BOXES[1])
+        assert forms(server)[-2:] == ["raw", "native" if later else "raw"]
+        elsewhere = stack.enter_context(pickle.loads(pickle.dumps(slide)))  # where moments mean nothing
+        read(elsewhere, truth, BOXES[2])
+        assert forms(server)[-1] == "native"
 
 
 @pytest.mark.parametrize("kind", ["jpeg2000", "rgb"])

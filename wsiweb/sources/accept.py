@@ -6,7 +6,9 @@ sends it for the frames' own media type. What was seen is remembered, so that ea
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,13 @@ class _Experience:
     """Brought them as they are stored."""
     decompressing: list[str] = field(default_factory=list)
     """Brought them, but decompressed."""
-    refused: set[str] = field(default_factory=set)
+    refused: dict[str, float] = field(default_factory=dict)
+    """And until when that is believed, of ``time.monotonic``."""
+
+    def for_good(self) -> _Experience:
+        """Return a copy without what is believed for a time only."""
+        refused = {one: until for one, until in self.refused.items() if until == math.inf}
+        return _Experience(self.native, list(self.decompressing), refused)
 
 
 class AcceptMemory:
@@ -40,7 +48,8 @@ class AcceptMemory:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_experiences": self._experiences}
+        with self._lock:  # moments mean nothing elsewhere
+            return {"_experiences": {syntax: known.for_good() for syntax, known in self._experiences.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -64,7 +73,8 @@ class AcceptMemory:
         with self._lock:
             known = self._experiences.get(syntax, _Experience())
             untried = [one for one in variants(syntax, count) if one not in (known.native, *known.decompressing)]
-            fresh = [one for one in untried if one not in known.refused]
+            now = time.monotonic()
+            fresh = [one for one in untried if known.refused.get(one, -math.inf) < now]
             wanted = [known.native, *fresh, *known.decompressing, *untried]
         singly = {SINGLE_PART} if count > 1 else set()
         return next((one for one in wanted if one is not None and one not in singly and one not in refused), None)
@@ -73,18 +83,18 @@ class AcceptMemory:
         """Remember an answer with frames, as they are stored or decompressed."""
         with self._lock:
             known = self._experiences.setdefault(syntax, _Experience())
-            known.refused.discard(accept)
+            known.refused.pop(accept, None)
             if native:
                 known.native = accept
             elif known.native != accept and accept not in known.decompressing:
                 known.decompressing.append(accept)
 
-    def refuse(self, syntax: str | None, accept: str) -> None:
-        """Remember a refusal."""
+    def refuse(self, syntax: str | None, accept: str, *, seconds: float = math.inf) -> None:
+        """Remember a refusal, for so long: it may have been about something else."""
         with self._lock:
             known = self._experiences.setdefault(syntax, _Experience())
             if accept != known.native and accept not in known.decompressing:
-                known.refused.add(accept)
+                known.refused[accept] = time.monotonic() + seconds
 
     def proven(self, syntax: str | None) -> tuple[str, ...]:
         """Return what has brought frames."""

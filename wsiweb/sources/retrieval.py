@@ -6,6 +6,7 @@ another Accept, by fewer frames at once or by an error is decided here, after th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _SPARE_TIMES, _SPARE_BYTES = 2, 1 << 20
 _FAILURES_OF_A_LIST = 2
 """Without a frame, after which it is divided: one of them may be what the service breaks off at."""
+_DOUBT_SECONDS = 60.0
+"""For which a 500 is taken for the refusal of a form, where another one has brought frames then."""
 Numbers = tuple[int, ...]
 
 
@@ -84,7 +87,7 @@ class FrameRetrieval:
         self._cancellation = cancellation
         self._preview = preview
         self._queue = deque([batch.frame_numbers])
-        self._refused: list[str] = []
+        self._refused: dict[str, float] = {}  # and for how long that is believed, in seconds
         self._doubted: int | None = None  # frames in the smallest list that was refused, for its length perhaps
         self._patience: Patience | None = None
         self._narrowed = False
@@ -99,6 +102,8 @@ class FrameRetrieval:
                 for frames in self._ask(numbers, accept):
                     for frame in frames:
                         del missing[frame.frame_number]
+                    if not missing and not self._queue and self._doubted is not None:
+                        self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
                     yield frames
             except (RefusedError, SourceError) as error:
                 if self._stopped():
@@ -106,8 +111,6 @@ class FrameRetrieval:
                 self._react(error, numbers, tuple(missing), accept)
             else:
                 self._succeeded()
-        if self._doubted is not None and not self._stopped():
-            self._pace.too_large(self._doubted)  # all came in shorter lists: it was the length
 
     def _succeeded(self) -> None:
         """Begin anew with patience; what is left of a list that broke off twice is divided at once if it does again."""
@@ -153,8 +156,8 @@ class FrameRetrieval:
             )  # fmt: skip
         syntax = self._batch.transfer_syntax_uid
         self._accepts.brought(syntax, accept, native=not self._decompressed(frame))
-        for refused in self._refused:
-            self._accepts.refuse(syntax, refused)
+        for refused, seconds in self._refused.items():
+            self._accepts.refuse(syntax, refused, seconds=seconds)
 
     def _decompressed(self, frame: EncodedFrame) -> bool:
         """Whether a frame that is stored compressed came without compression."""
@@ -177,7 +180,7 @@ class FrameRetrieval:
         elif _is_strain(error):
             self._pace.failed()
         if self._renegotiates(error, accept, len(left), failures):
-            self._refused.append(accept)
+            self._refused[accept] = _DOUBT_SECONDS if error.status == 500 else math.inf
             if self._first_accept(len(left)) is not None:
                 self._queue.appendleft(left)
                 return
