@@ -529,6 +529,17 @@ def test_a_certificate_that_nobody_knows(truth: SyntheticSlide, secure: ssl.SSLC
         assert server.count() == 0
 
 
+def test_credentials_in_headers_go_before_the_environment(
+    server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for headers, said in (({"authorization": "Bearer mine"}, "Bearer mine"), ({}, "Basic c29tZWJvZHk6ZWxzZQ==")):
+        server.forget()
+        with open_slide(server, truth, headers=headers):
+            assert [request.headers["authorization"] for request in server.requests] == [said]
+
+
 @pytest.mark.parametrize("how", ["path", "off", "session"])
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_what_the_user_says_goes_before_the_environment(

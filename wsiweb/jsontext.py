@@ -8,8 +8,6 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
-from wsiweb.errors import MetadataError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,18 +30,12 @@ class UnreadItems:
         """A JSON array."""
 
     def read(self) -> list[Any]:
-        """Return all items.
-
-        Raises
-        ------
-        MetadataError
-            They are no JSON.
-        """
+        """Return all items."""
         items: list[Any] = _read(self.text)
         return items
 
     def first(self) -> Any:
-        """Return the first item, None where there is none; raises as ``read`` does."""
+        """Return the first item, None where there is none."""
         import msgspec  # noqa: PLC0415
 
         items = msgspec.json.decode(self.text, type=list[msgspec.Raw])
@@ -137,16 +129,16 @@ def _read(text: msgspec.Raw) -> Any:
     import msgspec  # noqa: PLC0415
 
     with collection_paused():
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError):  # of letters alone: the rest was looked at with the whole
             return msgspec.json.decode(text)
-        try:
-            return _loads_leniently(bytes(text))
-        except ValueError as error:
-            raise MetadataError(f"the per-frame functional groups are no JSON: {error}") from error
+        return _loads_leniently(bytes(text))
 
 
 def _loads_leniently(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        try:
+            return json.loads(body)
+        except UnicodeDecodeError:  # a name, say, that the service wrote in another character set
+            return json.loads(body.decode("utf-8", "replace"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

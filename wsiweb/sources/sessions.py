@@ -111,7 +111,8 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
             own.proxies = found["proxies"]
             if session.verify is True:  # requests itself lets the environment overrule what the user says
                 own.verify = found["verify"]
-        own.auth = own.auth or requests.utils.get_netrc_auth(url)
+        if own.auth is None and "Authorization" not in own.headers:
+            own.auth = requests.utils.get_netrc_auth(url)
         own.trust_env = False
     own.adapters = own_adapters(session, connections)
     if str(own.headers.get("User-Agent", "")).startswith("python-requests/"):
