@@ -295,3 +295,48 @@ def open_files() -> int:
     if not folder.is_dir():
         pytest.skip("no /proc here")
     return len(list(folder.iterdir()))
+
+
+UNFINISHED = """
+import sys
+from wsiweb import ReadOptions, Slide
+
+slide = Slide.open(sys.argv[1], options=ReadOptions(frames_per_request=8))
+patches = iter(slide.patches(64, level=0))
+next(patches)
+print("read")
+"""
+DAEMONS = """
+import sys, threading
+from wsiweb import ReadOptions, Slide, WsiWebError
+
+slide = Slide.open(sys.argv[1], options=ReadOptions(tile_cache_bytes=0, frame_cache_bytes=0))
+started = threading.Barrier(5)
+
+def read():
+    started.wait()
+    while True:
+        try:
+            slide.read_region(0, 0, 0, 300, 300)
+        except WsiWebError:
+            pass
+
+for _ in range(4):
+    threading.Thread(target=read, daemon=True).start()
+started.wait()
+slide.read_region(0, 0, 0, 300, 300)
+print("read")
+"""
+
+
+@pytest.mark.parametrize("code", [UNFINISHED, DAEMONS], ids=["unfinished", "daemons"])
+def test_a_program_ends(code: str, server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Whatever is still being read then: nobody can take it any more."""
+    patience = Fault(status=503, headers={"Retry-After": "50"})
+    refused = range(30, 200) if code is UNFINISHED else range(0)
+    server.fault = lambda request: patience if set(refused) & set(request.frame_numbers) else None
+    ended = subprocess.run(
+        [sys.executable, "-c", code, server.series_url(truth.study_uid, truth.series_uid)],
+        cwd=Path(wsiweb.__file__).parents[1], check=True, capture_output=True, text=True, timeout=40,
+    )  # fmt: skip
+    assert ended.stdout == "read\n"

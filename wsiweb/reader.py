@@ -7,11 +7,13 @@ callers do, so nothing can deadlock.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import os
 import threading
 import time
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,14 +118,18 @@ class Reader:
         self._frame_seconds = _LOT_SECONDS / _LOT_FRAMES  # that the last frames took to decode
         self._early = Allowance(_EARLY_BYTES)
         self._ranks = itertools.count()
+        _ALL.add(self)
+
+    def stop(self) -> None:
+        """Stop all reads that are under way, in whatever thread; others may follow."""
+        for errand in tuple(self._active):
+            errand.cancellation.cancel()
 
     def close(self) -> None:
-        """Stop all reads, in whatever thread, and release threads, sockets and files."""
+        """Stop all reads, and release threads, sockets and files."""
         with self._lock:
             self._closed = True
-            active = list(self._active)
-        for errand in active:
-            errand.cancellation.cancel()
+        self.stop()
         # A thread that waits for a connection cannot be woken; it ends with its timeout, and nobody waits for it.
         self._fetchers.close(_CLOSING_SECONDS)
         self._decoders.close()
@@ -367,6 +373,17 @@ class Reader:
             self._submit_fetch(Batch(key[0], (key[1],)), [replace(task, again=True)])
             return
         self.tiles.fail(key, _located(error, self._instances[key[0]], key[1]))
+
+
+_ALL: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop() -> None:
+    """Give up what nobody can take any more: a service that asks for patience would keep the program from ending."""
+    for reader in tuple(_ALL):
+        if reader.process_id == os.getpid():
+            reader.stop()
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:

@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 _LINGER_SECONDS = 0.05
 """That a thread waits for its next job, before it ends. An interpreter that exits meanwhile waits as long."""
 
+_FINISH_SECONDS = 2.0
+"""That the end of the program waits for jobs."""
+
 
 class Workers:
     """Threads that take jobs off one list.
@@ -106,10 +109,10 @@ class Workers:
         for thread in running:
             thread.join(None if until is None else max(until - time.monotonic(), 0))
 
-    def finish(self) -> None:
-        """Let the jobs that are there be done, and wait for that."""
+    def finish(self, until: float) -> None:
+        """Let the jobs that are there be done, and wait for that; not beyond a moment of ``time.monotonic``."""
         for thread in tuple(self._running):  # without the lock: whoever held it when this process was forked keeps it
-            thread.join()
+            thread.join(max(until - time.monotonic(), 0))
 
     def _call(self, jobs: int) -> list[queue.SimpleQueue[None]]:
         """Return the bells of those to wake for new jobs, and start more threads if need be. Under the lock.
@@ -167,12 +170,14 @@ _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 @atexit.register
 def _finish() -> None:
-    """Wait for what is under way, as Python does for threads that are no daemons.
+    """Wait for what is under way, for a moment.
 
-    That would wait for ever for a thread whose start a Ctrl-C has cut short, within a lock of Python's own.
+    For threads that are no daemons Python would wait for as long as the program's own daemons have something done, and
+    for ever for one whose start a Ctrl-C has cut short, within a lock of Python's own.
     """
+    until = time.monotonic() + _FINISH_SECONDS
     for workers in tuple(_ALL):
-        workers.finish()
+        workers.finish(until)
 
 
 def _start(thread: threading.Thread) -> None:
