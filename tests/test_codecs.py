@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom.pixels.processing import convert_color_space
 from synthetic import pattern
 
+from wsiweb import decoders
 from wsiweb.codecs import FrameDecoder, TruncatedFrameError, decode
 from wsiweb.codestream import Coding, complete, inspect
 from wsiweb.errors import DecodeError, UnsupportedError
@@ -54,6 +55,8 @@ GRAY8, GRAY16 = (np.ascontiguousarray(gray(bits)[:HEIGHT, :WIDTH]) for bits in (
 _Y, _X = np.mgrid[:HEIGHT, :WIDTH]
 SMOOTH = np.asarray(np.stack([_X * 6, _Y * 8, 255 - _X * 3 - _Y * 4], axis=-1), np.uint8)
 """Red and blue differ: taken for YCbCr, or the reverse, it looks like another picture."""
+SMOOTH_SIDES = HEIGHT.to_bytes(2, "big") + WIDTH.to_bytes(2, "big")
+"""As a JPEG states them."""
 
 
 def jpeg_lossless(tile: Array) -> bytes:
@@ -386,6 +389,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*args: Any, **kwargs: Any) -> None:
         pytest.fail("a decoder saw the bytes")
 
+    monkeypatch.setattr(decoders, "_decoders", {})
     for name in ("jpeg8", "jpegls", "jpeg2k", "htj2k", "jpegxl", "dicomrle"):
         monkeypatch.setattr(imagecodecs, f"{name}_decode", called)
 
@@ -416,6 +420,32 @@ def test_a_header_that_lies_about_its_size(size: tuple[int, int], monkeypatch: p
     for data in (jpeg(RGB), jpeg_lossless(RGB), jpeg_ls(RGB)):
         with pytest.raises(DecodeError, match=f"{size[0]} x {size[1]} pixels"):
             decoded(with_size(data, *size), described(RGB), None)
+
+
+BETWEEN_SEGMENTS = {"a stray byte": b"\0", "several": b"stray", "a stuffed FF": b"\xff\0", "fill bytes": b"\xff\xff"}
+
+
+@pytest.mark.parametrize("between", BETWEEN_SEGMENTS.values(), ids=BETWEEN_SEGMENTS)
+def test_bytes_between_the_segments_of_a_jpeg_hide_nothing(between: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libjpeg skips them, and goes by the size and the colours that follow."""
+    plain = with_ids(jpeg(SMOOTH, outcolorspace="RGB"), b"RGB")
+    data = plain.replace(b"\xff\xc0", between + b"\xff\xc0", 1)
+    assert inspect(data) == inspect(plain)
+    np.testing.assert_array_equal(
+        decoded(data, described(SMOOTH, photometric="YBR_FULL_422"), None), np.asarray(Image.open(io.BytesIO(data)))
+    )
+    forbid_decoding(monkeypatch)
+    with pytest.raises(DecodeError, match="20000 x 20000 pixels"):
+        decoded(data.replace(SMOOTH_SIDES, (20_000).to_bytes(2, "big") * 2), described(RGB), None)
+
+
+@pytest.mark.parametrize("data", [
+    jpeg(RGB).replace(b"\xff\xc0", b"\xff\xc8", 1), jpeg(RGB)[:2] + jpeg(RGB)[-2:], jpeg_xl(RGB)[:2] + b"\0" * 8,
+], ids=["JPEG without a frame header", "JPEG of nothing", "JPEG XL cut short"])  # fmt: skip
+def test_no_decoder_sees_what_does_not_tell_its_size(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_decoding(monkeypatch)
+    with pytest.raises(TruncatedFrameError, match="size"):
+        decoded(data, described(RGB), None)
 
 
 @pytest.mark.parametrize("name", [*WITH_SIZE, "JPEG XL"])

@@ -216,8 +216,9 @@ def _decode_stream(
     data: bytes, stream: Codestream, pixels: PixelFormat, visible: tuple[int, int], empty: Empty
 ) -> _Decoded:
     """Check size and end before the decoder sees the bytes, so that a hostile header allocates nothing."""
-    if stream.width is not None and stream.height is not None:
-        _check_size(stream.width, stream.height, pixels, visible)
+    if stream.width is None or stream.height is None:
+        raise TruncatedFrameError(f"The {stream.coding.value} code stream does not tell its size ({len(data)} bytes).")
+    _check_size(stream.width, stream.height, pixels, visible)
     if not complete(data):
         raise TruncatedFrameError(f"The {stream.coding.value} code stream is cut short ({len(data)} bytes).")
     if stream.components is not None and stream.components not in (1, 3):

@@ -48,7 +48,8 @@ _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_
 _SOF_JPEG_LS = 0xF7
 _HEAD_BYTES = 4096
 """Within which the start of scan is looked for; a longer head is walked each time."""
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+"""Without a length; 00 says that the FF before it is no marker's."""
 
 
 def inspect(data: bytes) -> Codestream | None:
@@ -121,14 +122,15 @@ def _inspect_jpeg(data: bytes) -> Codestream:
 
 
 def _walk_jpeg(data: bytes) -> tuple[Codestream, int]:
-    """Walk the markers up to the start of scan (ITU-T T.81 B.1); return where that is, too."""
+    """Walk the markers up to the start of scan (ITU-T T.81 B.1); return where that is, too.
+
+    What stands between segments is skipped as libjpeg skips it, or the decoder would see a size that was not checked.
+    """
     position, end = 2, len(data)
     frame: tuple[Coding, int, int, int, bytes] | None = None
     adobe_transform: int | None = None
     jfif = False
-    while position + 4 <= end:
-        if data[position] != 0xFF:
-            break
+    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= end:
         marker = data[position + 1]
         if marker == 0xFF or marker in _STANDALONE:
             position += 1 if marker == 0xFF else 2
