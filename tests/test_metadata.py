@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from typing import TYPE_CHECKING, Any
@@ -415,6 +416,21 @@ def test_palettes_of_different_lengths() -> None:
     descriptor = {"vr": "US", "Value": [255, 0, 8]}
     with pytest.raises(MetadataError, match=r"1\.2\.3\.4: .*PaletteColorLookupTable"):
         Instance.from_json(changed(HEADERS["palette"], "GreenPaletteColorLookupTableDescriptor", descriptor))
+
+
+@pytest.mark.parametrize("segment", [(0, 0), (1, 0, 7), (2, 0, 0, 0)], ids=["discrete", "linear", "indirect"])
+def test_palette_segments_without_length_are_refused(segment: tuple[int, ...]) -> None:
+    """There are none (PS3.3 C.7.9.2): repeated by the thousand, they bring nothing and take hours."""
+    header = palette_header()
+    data = np.array([0, 1, 9, *segment, 0, 255, *range(255)], "<u2").tobytes()
+    for colour in ("Red", "Green", "Blue"):
+        header[tag(f"{colour}PaletteColorLookupTableDescriptor")] = {"vr": "US", "Value": [256, 0, 16]}
+        segments = header[tag(f"{colour}PaletteColorLookupTableData")]
+        header[tag(f"Segmented{colour}PaletteColorLookupTableData")] = segments
+        del header[tag(f"{colour}PaletteColorLookupTableData")]
+        segments["InlineBinary"] = base64.b64encode(data).decode()
+    with pytest.raises(MetadataError, match="without length"):
+        Instance.from_json(header)
 
 
 def test_a_hostile_count_of_paths_costs_nothing() -> None:

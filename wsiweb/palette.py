@@ -99,6 +99,8 @@ def _expand(units: npt.NDArray[Any], position: int, count: int | None, table: li
     while position + 1 < end and (count is None or done < count) and len(table) <= entries:
         kind, length = units[position : position + 2].tolist()
         position += 2
+        if length == 0:  # repeated, such would take for ever
+            raise MetadataError("a segmented palette has a segment without length.")
         if kind == 0:
             table.extend(units[position : position + length].tolist())
             position += length
