@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
+from pydicom.uid import JPEGBaseline8Bit, generate_uid
 
 from wsiweb import RegionError, Slide, UnsupportedError, WsiWebError
 from wsiweb.patches import load
@@ -150,6 +151,24 @@ def test_pyramids_of_a_series_are_told_apart(synthetic: SlideMaker, tmp_path: Pa
         tokenize = pytest.importorskip("dask.base").tokenize
         assert tokenize(plain.levels[0]) != tokenize(extended.levels[0])
         assert tokenize(plain.levels[0]) == tokenize(Slide.open(folder).levels[0])
+
+
+def test_slides_whose_colours_are_stated_are_told_apart(synthetic: SlideMaker, tmp_path: Path) -> None:
+    """What is kept of one shows other pixels than the other; a plan is places, and good for both."""
+    folder = synthetic("rgb", syntax=JPEGBaseline8Bit).folder
+    with Slide.open(folder) as plain, Slide.open(folder, photometric="RGB") as stated:
+        one, other = plain.patches(64), stated.patches(64)
+        assert not np.array_equal(one[0].image, other[0].image)
+        assert one.fingerprint() != other.fingerprint()
+        one.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
+        with pytest.raises(WsiWebError, match="another plan"):
+            other.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
+        one.save(tmp_path / "plan.npz")
+        assert load(tmp_path / "plan.npz", stated).fingerprint() == other.fingerprint()
+        with pickle.loads(pickle.dumps(stated)) as copy:
+            assert copy.patches(64).fingerprint() == other.fingerprint()
+        tokenize = pytest.importorskip("dask.base").tokenize
+        assert tokenize(plain.levels[0]) != tokenize(stated.levels[0])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])

@@ -39,6 +39,8 @@ class SlideContent:
     """The default one first."""
     properties: tuple[dict[str, str | float], ...]
     """One for each pyramid."""
+    photometric: str | None
+    """As stated, to overrule what the slide declares."""
 
     def thumbnail(self, pyramid: Pyramid, width: int, height: int) -> tuple[Level, Channel]:
         """Return the smallest image of a whole pyramid that has at least so many pixels; a THUMBNAIL before a level."""
@@ -94,6 +96,7 @@ def load_content(
         instances=tuple(instances),
         pyramids=pyramids,
         properties=tuple(properties_of(by_uid[pyramid.lead_uid]) for pyramid in pyramids),
+        photometric=photometric,
     )
 
 

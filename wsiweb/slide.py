@@ -476,9 +476,13 @@ class Slide:
     # How it is done -------------------------------------------------------------------------------
 
     @property
-    def _identity(self) -> tuple[str, str, str]:
-        """Study, series, and the instance that leads the open pyramid: what tells its pixels from any others."""
-        return self.study_uid, self.series_uid, self._pyramid.lead_uid
+    def _identity(self) -> tuple[str, ...]:
+        """Study, series, the instance that leads the open pyramid, and what is stated of its colours.
+
+        What tells its pixels from any others.
+        """
+        stated = () if self._content.photometric is None else (self._content.photometric,)
+        return self.study_uid, self.series_uid, self._pyramid.lead_uid, *stated
 
     def _level(self, level: int | Level) -> Level:
         levels = self._pyramid.levels
