@@ -471,6 +471,21 @@ def test_more_bits_than_promised_are_refused() -> None:
         decoded(jpeg_2000(GRAY16), described(GRAY8), syntaxes.JPEG2000Lossless)
 
 
+@pytest.mark.parametrize("encode", [jpeg_2000, jpeg_ls])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_more_bits_of_colour_than_promised_are_refused(encode: Encoder, bits: int) -> None:
+    """Beyond them there is no brightest; taken modulo 256, bright would be dark."""
+    for brightest in ((1 << bits) - 1, 1 << bits):
+        deep = RGB.astype(np.uint16)
+        deep[0, 0, 1] = brightest
+        pixels = described(deep, bits_allocated=bits + 7 & ~7, bits_stored=bits)
+        if brightest >> bits:
+            with pytest.raises(DecodeError, match=f"more than the {bits} bits"):
+                decoded(encode(deep), pixels, None)
+        else:
+            assert decoded(encode(deep), pixels, None)[0, 0, 1] == 255
+
+
 # What is not read -------------------------------------------------------------------------------------------
 
 

@@ -372,7 +372,10 @@ def _finish(decoded: _Decoded, pixels: PixelFormat, visible: tuple[int, int]) ->
 
 def _finish_colour(image: Pixels, pixels: PixelFormat, *, ybr: bool) -> Pixels:
     if image.dtype.kind == "u" and image.dtype.itemsize == 2:  # colour is 8 bits here, whatever is stored
-        image = (image.astype(np.uint16) >> max(pixels.bits_stored - 8, 0)).astype(np.uint8)
+        image = image.astype(np.uint16) >> max(pixels.bits_stored - 8, 0)
+        if image.max() > 255:
+            raise DecodeError(f"The frame has values of more than the {pixels.bits_stored} bits that the metadata say.")
+        image = image.astype(np.uint8)
     if image.shape[2] != 3 or image.dtype != np.uint8:
         raise DecodeError(f"The frame decoded to {image.dtype} of shape {image.shape}, which is no RGB.")
     return ybr_full_to_rgb(image) if ybr else image
