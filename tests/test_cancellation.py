@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from serving import open_slide, settled, within
 from synthetic import srgb_profile
 
 import wsiweb
-from wsiweb import ReadOptions, SourceError, WsiWebError, regions
+from wsiweb import ReadOptions, Slide, SourceError, WsiWebError, regions
+from wsiweb.reader import Reader
+from wsiweb.sources.local import LocalSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +126,49 @@ def test_a_read_that_was_stopped_is_not_waited_for(server: DICOMwebServer, truth
             np.testing.assert_array_equal(second.result(timeout=PROMPTLY_SECONDS), truth.truth(0, 0, 0, 300, 200))
         with pytest.raises(WsiWebError, match="closed"):
             stopped.result(timeout=PROMPTLY_SECONDS)
+
+
+@pytest.mark.parametrize("stopped_in", ["fetch", "decode"])
+def test_who_takes_over_from_a_read_that_was_stopped_asks_once(
+    truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+) -> None:
+    """What the first still has to abandon, once it hears of its end, is the second's by then."""
+    fetch, attempt = LocalSource.fetch, Reader._attempt
+    gates = [threading.Event() for _ in range(3)]
+    held, asked = itertools.count(), itertools.count()
+    reached = threading.Semaphore(0)
+
+    def hold(where: str) -> None:
+        if where == stopped_in:
+            gate = gates[next(held)]
+            reached.release()
+            gate.wait(PROMPTLY_SECONDS)
+
+    def slow_fetch(source: Any, batch: Any, cancellation: Any, preview: Any = None) -> Iterator[Any]:
+        next(asked)
+        hold("fetch")
+        yield from fetch(source, batch, cancellation, preview)
+
+    def slow_attempt(reader: Any, *args: Any) -> Any:
+        hold("decode")
+        return attempt(reader, *args)
+
+    monkeypatch.setattr(LocalSource, "fetch", slow_fetch)
+    monkeypatch.setattr(Reader, "_attempt", slow_attempt)
+    with Slide.open(truth.folder) as slide, ThreadPoolExecutor(2) as pool:
+        first = cast("Any", slide.read_regions(0, [(0, 0, 9, 9)]))
+        stopped = pool.submit(next, first)
+        assert reached.acquire(timeout=PROMPTLY_SECONDS)
+        second = pool.submit(slide.read_region, 0, 0, 0, 9, 9)
+        first.close()
+        assert reached.acquire(timeout=PROMPTLY_SECONDS)
+        gates[0].set()
+        assert not reached.acquire(timeout=0.3)  # as a third would soon
+        gates[1].set()
+        np.testing.assert_array_equal(second.result(timeout=PROMPTLY_SECONDS), truth.truth(0, 0, 0, 9, 9))
+        with pytest.raises(WsiWebError, match="closed"):
+            stopped.result(timeout=PROMPTLY_SECONDS)
+    assert next(asked) == 2
 
 
 @pytest.mark.parametrize("kind", ["fetch", "decode"])

@@ -224,10 +224,12 @@ class SingleFlightCache(Generic[Key, Value]):
         """Give up those of the keys that this claimer was to produce: whoever waits for them claims them anew."""
         for key in keys:
             with self._lock:
-                waiters = self._waiting.get(key)
-                ours = waiters is not None and waiters[0] is claimer
-            if ours:
-                self.fail(key, AbandonedError())
+                waiters = self._waiting.get(key, [])
+                if not waiters or waiters[0] is not claimer:
+                    continue
+                del self._waiting[key]
+            for waiter in waiters:
+                waiter.fail(key, AbandonedError())
 
     def fail(self, key: Key, error: BaseException) -> None:
         """Tell all who wait that there will be no value."""

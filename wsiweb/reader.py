@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.cache import Waiter
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
     from wsiweb.plan import FrameKey
@@ -66,6 +67,8 @@ class ClosedError(WsiWebError):
 class Errand:
     """One read under way."""
 
+    waiter: Waiter[FrameKey, Pixels]
+    """Who claimed its tiles."""
     cancellation: Cancellation
     keep: Keep
     """What becomes of the tiles that it decodes."""
@@ -182,9 +185,9 @@ class Reader:
 
     # The parts that a stream uses -----------------------------------------------------------------
 
-    def begin(self, keep: Keep, *, single: bool) -> Errand:
+    def begin(self, waiter: Waiter[FrameKey, Pixels], keep: Keep, *, single: bool) -> Errand:
         """Register a read, so that ``close`` can stop it."""
-        errand = Errand(Cancellation(), keep, single)
+        errand = Errand(waiter, Cancellation(), keep, single)
         with self._lock:
             self.check_open()
             self._active.add(errand)
@@ -223,7 +226,7 @@ class Reader:
                 rank = next(self._ranks)
                 self._submit_fetch(batch, [Task(key, wanted[key], errand, rank) for key in keys])
         finally:  # a Ctrl-C in between must leave nobody waiting
-            self.abandon(left)
+            self.tiles.forsake(left, errand.waiter)
 
     def _submit_fetch(self, batch: Batch, tasks: list[Task]) -> None:
         try:
@@ -264,11 +267,6 @@ class Reader:
         for key in keys:
             self.tiles.fail(key, failure)
 
-    def abandon(self, keys: Iterable[FrameKey]) -> None:
-        """Give up claimed keys, so that whoever waits for them claims them anew."""
-        for key in keys:
-            self.tiles.fail(key, AbandonedError())
-
     def _fetch(self, batch: Batch, tasks: list[Task]) -> None:
         """Fetch one batch, of one errand; runs in a fetch thread. Every key is handed on, failed or abandoned."""
         instance, errand, again = self._instances[batch.instance_index], tasks[0].errand, tasks[0].again
@@ -296,7 +294,7 @@ class Reader:
                 left.clear()
         finally:
             guesses.close()
-            self.abandon(task.key for task in left.values())
+            self.tiles.forsake([task.key for task in left.values()], errand.waiter)
 
     def _take_in(self, arrived: list[Arrived], guesses: Guesses[Pixels | BaseException], lot_frames: int) -> None:
         """Note frames that have come, and have them decoded where that has not begun."""
@@ -322,7 +320,7 @@ class Reader:
             self.tiles.fail(left[number].key, error)
         others = [task for number, task in left.items() if number not in blamed]
         if others and others[0].errand.single:  # the region has failed; somebody else may want them
-            self.abandon(task.key for task in others)
+            self.tiles.forsake([task.key for task in others], others[0].errand.waiter)
         elif others:
             for task in others:
                 task.spared = True
@@ -362,6 +360,9 @@ class Reader:
     def _conclude_failure(self, task: Task, frame: EncodedFrame, error: BaseException) -> None:
         """Fail or abandon a key whose frame did not decode, or have the frame fetched again."""
         key = task.key
+        if isinstance(error, AbandonedError):
+            self.tiles.forsake([key], task.errand.waiter)
+            return
         if not isinstance(error, (DecodeError, UnsupportedError)):
             self.tiles.fail(key, error)
             return

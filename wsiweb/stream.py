@@ -83,8 +83,8 @@ class Stream:
         self._outs = None if outs is None else iter(outs)
         self._budget_bytes = reader.options.readahead_bytes if ahead_bytes is None else ahead_bytes
         self._exhausted = self._closed = False
-        self._errand = reader.begin(keep, single=single)
         self._board = Board(reader.memory, reader.tiles, alone=single)
+        self._errand = reader.begin(self._board, keep, single=single)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
         self._errand.cancellation.on_cancel(lambda: events.put(Event()))
         self._jobs: deque[Job] = deque()
