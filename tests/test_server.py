@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,13 +38,13 @@ from wsiweb.server.http import _HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from synthetic import SyntheticSlide
 
 NATIVE = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DECODED = 'multipart/related; type="application/octet-stream"'
 JPEG = 'multipart/related; type="image/jpeg"'
+DESCRIPTORS = Path("/proc/self/fd")
 PADDING = bytes(1000)
 """Makes an ICC profile long enough to be bulk data."""
 
@@ -227,6 +228,17 @@ class TestMetadata:
             assert served == expected
             assert set(instance) - set(expected) == {"00020010", "00480105"}
             assert instance["00020010"]["Value"] == [dataset.file_meta.TransferSyntaxUID]
+
+    @pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="this system does not tell which files are open")
+    def test_files_are_open_while_they_are_read(self, slide: SyntheticSlide) -> None:
+        with DicomWebServer(slide.folder) as server:
+            for url in server.series_urls():
+                for instance in get(f"{url}/metadata").json():
+                    for element in instance.values():
+                        if "BulkDataURI" in element:
+                            assert get(element["BulkDataURI"]).ok
+            opened = {link.resolve() for link in DESCRIPTORS.iterdir()}
+            assert opened.isdisjoint(path.resolve() for path in slide.folder.iterdir())
 
     def test_frame_positions_of_a_sparse_slide(self, client: DICOMwebClient, other: SyntheticSlide) -> None:
         dataset = base_level(other)

@@ -68,8 +68,8 @@ class StoredInstance:
 
     def dataset(self) -> JsonDataset:
         """Read the whole header, binary values included."""
-        with self._lock:
-            return self._file.json_dataset()
+        with self.reading() as file, self._lock:
+            return file.json_dataset()
 
     def metadata(self) -> bytes:
         """Return the header as JSON, with bulk data by reference."""
