@@ -91,7 +91,7 @@ LAYERS = {
     ),
     "base": (
         ("wsiweb",),
-        ("errors", "geometry", "memory", "options", "sources", "sources.base", "stats", "transfer_syntaxes"),
+        ("errors", "geometry", "locks", "memory", "options", "sources", "sources.base", "stats", "transfer_syntaxes"),
     ),
 }
 """Rows from the top down: a module imports only from rows below its own."""

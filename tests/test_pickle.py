@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
-from wsiweb import ReadOptions, Slide, WsiWebError, decoders
+from wsiweb import ReadOptions, Slide, WsiWebError, decoders, icc
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -118,6 +118,31 @@ def test_a_fork_waits_for_decoders_that_are_being_loaded(
     loader.join()
     assert isinstance(result, np.ndarray), result
     np.testing.assert_array_equal(result, truth.truth(0, *BOX))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_fork_waits_for_a_profile_that_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child could not read one any more."""
+    profile, transform = icc.srgb_profile(), icc._transform
+    reading, read = threading.Event(), threading.Event()
+
+    def slow(data: bytes) -> Any:
+        reading.set()
+        read.wait(0.1)
+        return transform(data)
+
+    monkeypatch.setattr(icc, "_transform", slow)
+    image = np.full((2, 2, 3), 7, np.uint8)
+    reader = threading.Thread(target=icc.to_srgb, args=(image.copy(), profile))
+    reader.start()
+    reading.wait()
+    child = multiprocessing.get_context("fork").Process(target=icc.to_srgb, args=(image, profile))
+    child.start()
+    child.join(20)
+    child.kill()
+    child.join()
+    reader.join()
+    assert child.exitcode == 0
 
 
 def test_a_pickled_slide_reads(open_slide: Opener, synthetic: SlideMaker) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import Any
 
+from wsiweb.locks import module_lock
+
 _decoders: dict[str, Any] = {}
-_loading = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a child could not load what another thread was loading
-    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+_loading = module_lock()  # a child could not load what another thread was loading
 
 
 def decoder(name: str) -> Any:

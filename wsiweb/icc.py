@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import io
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsiweb.errors import UnsupportedError
+from wsiweb.locks import module_lock
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _HEADER_BYTES = 128
-_lock = threading.Lock()
+_lock = module_lock()
 
 
 def trimmed(profile: bytes) -> bytes:

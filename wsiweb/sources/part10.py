@@ -6,8 +6,6 @@ import contextlib
 import io
 import logging
 import mmap
-import os
-import threading
 import warnings
 import zlib
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
+from wsiweb.locks import module_lock
 from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, read_tail
 from wsiweb.sources.pixeldata import (
     EncapsulatedFrames,
@@ -42,11 +41,7 @@ MAX_INFLATED_BYTES = 4 << 30
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _DIRECTORY = b"\2\0\2\0UI\x14\x001.2.840.10008.1.3.10"
 """MediaStorageSOPClassUID of a DICOMDIR."""
-_quiet_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody will release
-    os.register_at_fork(
-        before=_quiet_lock.acquire, after_in_parent=_quiet_lock.release, after_in_child=_quiet_lock.release
-    )
+_quiet_lock = module_lock()
 
 
 class NotDicomError(MetadataError):

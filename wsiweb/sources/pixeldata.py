@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError
+from wsiweb.locks import module_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +33,8 @@ _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x
 _STREAM_END = b"\xff\xd9"
 _MARKED_HEADS = (b"\xff\xd8", b"\xff\x4f")
 _seek_lock = threading.Lock()
-finding = threading.RLock()
+finding = module_lock()
 """Held by the thread that looks for the frames of a file; others that read it wait for what it finds."""
-if hasattr(os, "register_at_fork"):  # no child begins with a lock that nobody will release
-    os.register_at_fork(before=finding.acquire, after_in_parent=finding.release, after_in_child=finding.release)
 
 
 class _Descriptor:
