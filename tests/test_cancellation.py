@@ -25,6 +25,7 @@ import wsiweb
 from wsiweb import ReadOptions, Slide, SourceError, WsiWebError, regions
 from wsiweb.reader import Reader
 from wsiweb.sources.local import LocalSource
+from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +127,25 @@ def test_a_read_that_was_stopped_is_not_waited_for(server: DICOMwebServer, truth
             np.testing.assert_array_equal(second.result(timeout=PROMPTLY_SECONDS), truth.truth(0, 0, 0, 300, 200))
         with pytest.raises(WsiWebError, match="closed"):
             stopped.result(timeout=PROMPTLY_SECONDS)
+
+
+@pytest.mark.parametrize("where", ["_foresee", "_use_wait_for", "_wait_for"])
+def test_close_may_come_from_another_thread_at_any_moment(
+    truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    method = getattr(Stream, where)
+
+    def close_behind(stream: Stream, *args: Any) -> Any:
+        found = method(stream, *args)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(stream.close).result()
+        return found
+
+    with Slide.open(truth.folder) as slide:
+        arrays = slide.read_regions(0, [(x, 0, 64, 48) for x in range(0, 640, 64)])
+        monkeypatch.setattr(Stream, where, close_behind)
+        with pytest.raises(WsiWebError, match="closed, in another thread"):
+            next(arrays)
 
 
 @pytest.mark.parametrize("stopped_in", ["fetch", "decode"])

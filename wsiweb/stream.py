@@ -116,10 +116,10 @@ class Stream:
             for _ in range(_FORESEEN_A_TURN):
                 self._foresee()
             self._wait_for(job)
-        except BaseException:
-            self.close()
+            self._jobs.popleft()
+        except BaseException as error:
+            self._end_with(error)
             raise
-        self._jobs.popleft()
         self._ahead_bytes -= job.n_bytes
         if job.done:
             return self._board.hand_out(job)
@@ -140,8 +140,8 @@ class Stream:
         """Plan and fetch ahead, without waiting for anything."""
         try:
             self._fill()
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self._end_with(error)
             raise
 
     def close(self) -> None:
@@ -155,6 +155,13 @@ class Stream:
         self._foreseen.clear()
         self._board.close()
         self._closed = True
+
+    def _end_with(self, error: BaseException) -> None:
+        """Close, and say so where another thread has, which empties the queues."""
+        closed = self._errand.cancellation.cancelled
+        self.close()
+        if closed and isinstance(error, IndexError):
+            raise _closed_elsewhere() from error
 
     def __del__(self) -> None:
         # In a forked child the parent's locks may be held for ever.
@@ -275,7 +282,7 @@ class Stream:
             else:
                 self._reader.check_open()
                 if self._errand.cancellation.cancelled:
-                    raise WsiWebError("This iteration was closed, in another thread, while it was waited for.")
+                    raise _closed_elsewhere()
 
     def _late(self, job: Job) -> SourceTimeoutError:
         late = list(job.waiting)  # tiles may yet come
@@ -298,3 +305,7 @@ class Stream:
         self._board.take(list(claim.hits.items()))
         if claim.ours:
             self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)
+
+
+def _closed_elsewhere() -> WsiWebError:
+    return WsiWebError("This iteration was closed, in another thread, while it was waited for.")
