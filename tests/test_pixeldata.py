@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -247,6 +249,30 @@ class TestEncapsulatedFrames:
         for index in range(8):  # whichever comes first
             assert Part10File(path).read_frame(index) == frames[index][0]
         assert read_all(path) == [frame[0] for frame in frames]
+
+    @pytest.mark.parametrize("second", [1 << 46, 1 << 62, (1 << 63) - 1, (1 << 63) + 5])
+    def test_tables_beyond_all_files(self, tmp_path: Path, second: int) -> None:
+        """The frame is not there; it is not asked of the memory, either."""
+        ds = header(3)
+        ds.ExtendedOffsetTable = struct.pack("<3Q", 0, second, second + 8)
+        ds.ExtendedOffsetTableLengths = struct.pack("<3Q", 8, 8, 8)
+        frames = streams(3)
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, items(*(frame[0] for frame in frames)))
+        for index in range(3):
+            with contextlib.suppress(SourceError):
+                assert Part10File(path).read_frame(index) == frames[index][0]
+
+    def test_an_item_beyond_all_files(self, tmp_path: Path) -> None:
+        ds = header(1)
+        data = items(JPEG_HEAD, table=bytes(4)).replace(struct.pack("<I", len(JPEG_HEAD)) + JPEG_HEAD, b"\xf0" * 4)
+        path = save(tmp_path / "a.dcm", ds, JPEGBaseline8Bit, data)
+        tracemalloc.start()
+        try:
+            with pytest.raises(SourceError, match="cut short"):
+                Part10File(path).read_frame(0)
+            assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        finally:
+            tracemalloc.stop()
 
     @pytest.mark.parametrize("table", ["wrapped", "extended", "none"])
     def test_beyond_4_gib(self, tmp_path: Path, table: str) -> None:

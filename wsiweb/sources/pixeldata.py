@@ -32,6 +32,8 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x00\x0c")
 _STREAM_END = b"\xff\xd9"
 _MARKED_HEADS = (b"\xff\xd8", b"\xff\x4f")
+_PLAUSIBLE_BYTES = 16 << 20
+"""Are read without asking first whether the file has them."""
 _seek_lock = threading.Lock()
 finding = module_lock()
 """Held by the thread that looks for the frames of a file; others that read it wait for what it finds."""
@@ -77,6 +79,8 @@ class RandomAccessFile:
             The file cannot be read.
         """
         descriptor = self._opened()
+        if size > _PLAUSIBLE_BYTES:  # or memory would be had for whatever a damaged table says
+            size = max(min(size, self.size - offset), 0)
         try:
             if not hasattr(os, "pread"):  # Windows
                 with _seek_lock:
@@ -85,6 +89,8 @@ class RandomAccessFile:
             data = os.pread(descriptor.number, size, offset)
             while len(data) < size and (more := os.pread(descriptor.number, size - len(data), offset + len(data))):
                 data += more  # one call returns 2 GiB at most
+        except OverflowError:  # an offset that no file has
+            return b""
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error.strerror}.") from error
         return data
@@ -195,7 +201,7 @@ class EncapsulatedFrames:
         if len(basic) > 1:  # 32 bits overflow past 4 GiB, while frames stand in order
             basic += np.concatenate([[0], np.cumsum(np.diff(basic) < 0)]) << 32
         offsets = basic if extended_offsets is None else extended_offsets
-        usable = len(offsets) == number_of_frames and not offsets[:1].any() and (np.diff(offsets) > 0).all()
+        usable = len(offsets) == number_of_frames and not offsets[:1].any() and (offsets[1:] > offsets[:-1]).all()
         self._offsets: Offsets | None = offsets if usable else None
         self._fragments: _Fragments | None = None
 
