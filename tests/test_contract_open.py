@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +125,53 @@ def test_users_client_is_honoured(server: DICOMwebServer, truth: SyntheticSlide)
         assert {request.headers.get("x-api-key") for request in server.requests} == {"k"}
         assert dict(session.adapters) == adapters
         assert len(client.search_for_instances()) == len(truth.files)
+
+
+def own_client(server: DICOMwebServer, **changes: Callable[[Any], Any]) -> Any:
+    """Return an object with the methods of a client, some of which change what they return."""
+
+    def changing(name: str) -> Callable[..., Any]:
+        method, change = getattr(client, name), changes.get(name, lambda found: found)
+        return lambda *args, **kwargs: change(method(*args, **kwargs))
+
+    client = DICOMwebClient(server.url)
+    names = ("retrieve_series_metadata", "retrieve_instance_frames", "retrieve_bulkdata")
+    return SimpleNamespace(**{name: changing(name) for name in names})
+
+
+@pytest.mark.parametrize("change", [list, iter, lambda found: map(bytearray, found)], ids=["list", "iterator", "map"])
+def test_frames_of_users_own_client(
+    server: DICOMwebServer, truth: SyntheticSlide, change: Callable[[Any], Any]
+) -> None:
+    client = own_client(server, retrieve_instance_frames=change, retrieve_series_metadata=iter)
+    with Slide.open(client, study_uid=truth.study_uid, series_uid=truth.series_uid) as slide:
+        assert_whole(slide, truth)
+
+
+@pytest.mark.parametrize("change", [
+    lambda _: None, lambda found: map(str, found), lambda found: [None for _ in found], lambda found: found[1:],
+    lambda found: [len(data) for data in found],
+], ids=["nothing", "texts", "none", "one less", "numbers"])  # fmt: skip
+def test_no_frames_of_users_own_client(
+    server: DICOMwebServer, truth: SyntheticSlide, change: Callable[[Any], Any]
+) -> None:
+    client = own_client(server, retrieve_instance_frames=change)
+    with Slide.open(client, study_uid=truth.study_uid, series_uid=truth.series_uid) as slide:
+        with pytest.raises(SourceError, match="Frames") as caught:
+            slide.read_region(0, 0, 0, 300, 200)
+        assert caught.value.frame_numbers
+
+
+@pytest.mark.parametrize("change", [
+    lambda _: None, lambda found: map(str, found), lambda found: [None for _ in found],
+    lambda found: [Dataset.from_json(item) for item in found],
+], ids=["nothing", "texts", "none", "datasets of pydicom"])  # fmt: skip
+def test_no_metadata_of_users_own_client(
+    server: DICOMwebServer, truth: SyntheticSlide, change: Callable[[Any], Any]
+) -> None:
+    client = own_client(server, retrieve_series_metadata=change)
+    with pytest.raises(SourceError, match=f"series {truth.series_uid}"):
+        Slide.open(client, study_uid=truth.study_uid, series_uid=truth.series_uid)
 
 
 def test_users_session_auth_and_headers(server: DICOMwebServer, truth: SyntheticSlide) -> None:

@@ -60,8 +60,12 @@ class ClientSource:
         """Return the metadata of the series, one call for each."""
         datasets: list[JsonDataset] = []
         for series_uid in self._series_uids:
-            with self._asking(f"The series {series_uid} of study {self._study_uid}"):
-                datasets += self._client.retrieve_series_metadata(self._study_uid, series_uid)
+            what = f"The series {series_uid} of study {self._study_uid}"
+            with self._asking(what):
+                found = list(self._client.retrieve_series_metadata(self._study_uid, series_uid))
+            if not all(isinstance(dataset, dict) for dataset in found):
+                raise ProtocolError(f"{what}: the client's datasets are no dicts of the DICOM JSON model (PS3.18 F).")
+            datasets += found
         return datasets
 
     def fetch(
@@ -76,16 +80,17 @@ class ClientSource:
         address, numbers = batch.address, batch.frame_numbers
         what = f"Frames {numbers} of instance {address.instance_uid}"
         with self._asking(what, numbers):
-            found = self._client.retrieve_instance_frames(
+            frames = self._client.retrieve_instance_frames(
                 address.study_uid or self._study_uid,
                 address.series_uid,
                 address.instance_uid,
                 list(numbers),
                 media_types=_NATIVE_FRAMES,
             )
+            found = [_bytes(data) for data in frames]
         if len(found) != len(numbers):
             raise ProtocolError(f"{what}: {len(found)} frames came.", frame_numbers=numbers)
-        yield [EncodedFrame(number, bytes(data)) for number, data in zip(numbers, found, strict=True)]
+        yield [EncodedFrame(number, data) for number, data in zip(numbers, found, strict=True)]
 
     def fetch_bulk(
         self,
@@ -94,10 +99,10 @@ class ClientSource:
     ) -> bytes:
         """Return the value behind a BulkDataURI."""
         with self._asking("A bulk data value"):
-            found = self._client.retrieve_bulkdata(uri)
+            found = [_bytes(data) for data in self._client.retrieve_bulkdata(uri)]
         if not found or not found[0]:
             raise ProtocolError("A bulk data value: nothing came.")
-        return bytes(found[0])
+        return found[0]
 
     def close(self) -> None:
         """Do nothing: the client is the user's."""
@@ -113,6 +118,11 @@ class ClientSource:
                 raise
             except Exception as error:
                 raise _translated(error, what, frame_numbers) from error
+
+
+def _bytes(data: Any) -> bytes:
+    """Take what holds bytes; of a number, ``bytes`` would make so many zeros."""
+    return data if isinstance(data, bytes) else bytes(memoryview(data))
 
 
 def _translated(error: Exception, what: str, frame_numbers: tuple[int, ...]) -> WsiWebError:
