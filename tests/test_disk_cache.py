@@ -135,7 +135,11 @@ def test_searches_are_kept(server: DICOMwebServer, truth: SyntheticSlide, option
     assert slide.stats.requests == 0
 
 
-def test_bulk_data_that_opening_needs_are_kept(synthetic: SlideMaker, options: ReadOptions) -> None:
+@pytest.mark.parametrize("image_type", [["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], ["ORIGINAL", "PRIMARY"]], ids=len)
+def test_bulk_data_that_opening_needs_are_kept(
+    synthetic: SlideMaker, options: ReadOptions, image_type: list[str]
+) -> None:
+    """Also where size alone tells that an image is a level."""
     from pydicom import Dataset  # noqa: PLC0415
     from pydicom.filebase import DicomBytesIO  # noqa: PLC0415
     from pydicom.filewriter import write_sequence  # noqa: PLC0415
@@ -148,6 +152,7 @@ def test_bulk_data_that_opening_needs_are_kept(synthetic: SlideMaker, options: R
             buffer.is_little_endian, buffer.is_implicit_VR = True, False
             write_sequence(buffer, groups["PerFrameFunctionalGroupsSequence"], ["utf-8"])
             instance.bulk["groups"] = buffer.getvalue()
+            instance.metadata["00080008"] = {"vr": "CS", "Value": image_type}
             uri = f"{server.series_url(truth.study_uid, truth.series_uid)}/instances/{instance.uid('SOPInstanceUID')}"
             instance.metadata["52009230"] = {"vr": "SQ", "BulkDataURI": f"{uri}/bulkdata/groups"}
         url = server.series_url(truth.study_uid, truth.series_uid)

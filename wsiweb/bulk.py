@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from wsiweb.dicomjson import TAGS, Attributes
 from wsiweb.errors import MetadataError, WsiWebError
+from wsiweb.metadata import is_level
 from wsiweb.sources.elements import read_items
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ def fill_in(dataset: JsonDataset, source: FrameSource, report: Callable[[str], N
     """Return the dataset with what it refers to and reading needs; what cannot be had is reported."""
     attributes = Attributes(dataset)
     needed = list(_TABLES) if attributes.string("PhotometricInterpretation") == "PALETTE COLOR" else []
-    image_type = attributes.strings("ImageType")
-    if attributes.string("DimensionOrganizationType") != "TILED_FULL" and "VOLUME" in image_type:
+    if attributes.string("DimensionOrganizationType") != "TILED_FULL" and is_level(attributes):
         needed.append(_GROUPS)
     filled = dataset
     for keyword in needed:

@@ -178,6 +178,14 @@ def flavor_of(attributes: Attributes) -> str | None:
     return "VOLUME"
 
 
+def is_level(attributes: Attributes) -> bool:
+    """Whether it is an image of a slide's pyramid, as far as anything tells."""
+    try:
+        return attributes.string("SOPClassUID") == VL_WHOLE_SLIDE_MICROSCOPY and flavor_of(attributes) == "VOLUME"
+    except MetadataError:  # it is reported later
+        return False
+
+
 def _instance(attributes: Attributes, flavor: str) -> Instance:
     pixels = _pixel_format(attributes)
     volume = flavor == "VOLUME"

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from wsiweb.codestream import complete
 from wsiweb.dicomjson import Attributes
-from wsiweb.errors import AuthenticationError, MetadataError, SourceError
+from wsiweb.errors import AuthenticationError, SourceError
 from wsiweb.jsontext import dumps, loads
+from wsiweb.metadata import is_level
 from wsiweb.sources.base import EncodedFrame
 from wsiweb.sources.http import origin
 from wsiweb.sources.store import DiskStore, Entry
@@ -218,6 +219,4 @@ def _unpacked(data: bytes) -> Any:
 
 def _holds_a_slide(datasets: list[JsonDataset]) -> bool:
     """Whether there is an image to read: a series whose upload has only begun is asked for again."""
-    with contextlib.suppress(MetadataError):
-        return any("VOLUME" in item.strings("ImageType") and item.string("Rows") for item in map(Attributes, datasets))
-    return False
+    return any(is_level(item) and item.string("Rows") for item in map(Attributes, datasets))

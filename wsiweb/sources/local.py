@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
-from wsiweb.metadata import VL_WHOLE_SLIDE_MICROSCOPY, flavor_of
+from wsiweb.metadata import is_level
 from wsiweb.sources.base import SPREAD, EncodedFrame
 from wsiweb.sources.part10 import NotDicomError, Part10File
 from wsiweb.stats import ReadStats
@@ -110,7 +110,7 @@ class LocalSource:
 
     def _check_one_slide(self, datasets: list[JsonDataset]) -> None:
         """Refuse to mix slides that happen to lie together; series are opened as one only when they are named."""
-        levels = filter(_is_level, map(Attributes, datasets))
+        levels = filter(is_level, map(Attributes, datasets))
         series = sorted({item.string("SeriesInstanceUID") or "" for item in levels})
         if len(series) > 1 and not self._series_uids:
             raise SlideNotFoundError(
@@ -170,10 +170,3 @@ class LocalSource:
         """Close the files."""
         for file in self._files.values():
             file.close()
-
-
-def _is_level(item: Attributes) -> bool:
-    try:
-        return item.string("SOPClassUID") == VL_WHOLE_SLIDE_MICROSCOPY and flavor_of(item) == "VOLUME"
-    except MetadataError:  # it is reported later
-        return False
