@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -637,6 +638,17 @@ def test_what_code_streams_say_of_themselves() -> None:
     }  # fmt: skip
     assert said == {name: (coding[name], WIDTH, HEIGHT, 3) for name in WITH_SIZE}
     assert {inspect(encode(RGB)) is None for encode in (raw, rle)} == {True}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 6, 13, 20])
+def test_the_head_of_a_jpeg_xl_may_be_in_parts(cut: int) -> None:
+    """ISO/IEC 18181-2 allows parts of any length."""
+    whole = jpeg_xl(RGB)
+    parts = struct.pack(">I", 0) + whole[:cut], struct.pack(">I", 1 | 1 << 31) + whole[cut:]
+    boxes = b"".join(struct.pack(">I", 8 + len(part)) + b"jxlp" + part for part in parts)
+    data = bytes.fromhex("0000000c4a584c200d0a870a 0000001466747970 6a786c20 00000000 6a786c20") + boxes
+    np.testing.assert_array_equal(imagecodecs.jpegxl_decode(data), RGB)
+    assert inspect(data) == inspect(whole)
 
 
 def test_markers_of_the_test_are_where_they_should_be() -> None:

@@ -48,6 +48,8 @@ _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_
 _SOF_JPEG_LS = 0xF7
 _HEAD_BYTES = 4096
 """Within which the start of scan is looked for; a longer head is walked each time."""
+_JPEGXL_HEAD_BYTES = 14
+"""Have the size in them, whatever it is."""
 _STANDALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 """Without a length; 00 says that the FF before it is no marker's."""
 
@@ -199,21 +201,23 @@ def _inspect_jpeg2000(data: bytes) -> Codestream:
 
 
 def _inspect_jpegxl_boxes(data: bytes) -> Codestream:
-    """Find the (first part of the) code stream, and whether it is a recompressed JPEG."""
-    holds_jpeg = False
-    for kind, start, _ in _boxes(data):
+    """Find the head of the code stream, which may be in parts, and whether it is a recompressed JPEG."""
+    holds_jpeg, head = False, b""
+    for kind, start, stop in _boxes(data):
         if kind == b"jbrd":
             holds_jpeg = True
         elif kind in (b"jxlc", b"jxlp"):
             begin = start + (4 if kind == b"jxlp" else 0)
-            return replace(_inspect_jpegxl(data[begin : begin + 64]), holds_jpeg=holds_jpeg)
-    return Codestream(Coding.JPEG_XL, holds_jpeg=holds_jpeg)
+            head += data[begin : min(stop, begin + _JPEGXL_HEAD_BYTES)]
+            if kind == b"jxlc" or len(head) >= _JPEGXL_HEAD_BYTES:
+                break
+    return replace(_inspect_jpegxl(head), holds_jpeg=holds_jpeg)
 
 
 def _inspect_jpegxl(data: bytes) -> Codestream:
     """Read SizeHeader (ISO/IEC 18181-1 D.2): fields of bits, least significant first."""
-    bits = int.from_bytes(data[2:14], "little")
-    if len(data) < 14:
+    bits = int.from_bytes(data[2:_JPEGXL_HEAD_BYTES], "little")
+    if len(data) < _JPEGXL_HEAD_BYTES:
         return Codestream(Coding.JPEG_XL)
 
     def take(count: int) -> int:
