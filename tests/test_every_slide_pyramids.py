@@ -150,6 +150,103 @@ def test_two_pieces_of_tissue_on_one_glass(tmp_path: Path, open_slide: Opener) -
     assert_pyramids(open_slide, [first, second])
 
 
+@pytest.mark.parametrize(
+    ("size", "mpp", "origin_mm"),
+    [
+        ((60, 50), 0.25, (20.005, 40.005)),  # at high power, within the other
+        ((60, 50), 0.5, (20.0, 40.0)),
+        ((30, 110), 0.5, (19.98, 40.0)),  # beside it
+        ((40, 40), 8.0, None),  # all of the glass
+    ],
+)
+def test_a_scan_of_another_region_is_no_level(
+    tmp_path: Path, open_slide: Opener, size: tuple[int, int], mpp: float, origin_mm: tuple[float, float] | None
+) -> None:
+    """What shows more of the glass, or less, by its own resolution, keeps that and is a pyramid of its own."""
+    slide = new_slide(tmp_path)
+    whole = add_pyramid(slide, LARGE, moved_to(20, 40), salt=0)
+    region = SyntheticSlide(slide.folder, slide.study_uid, slide.series_uid)
+    ds = blank(slide, size, tile_size=(16, 16), mpp=(mpp, mpp))
+    if origin_mm is None:
+        del ds.TotalPixelMatrixOriginSequence
+    else:
+        moved_to(*origin_mm)(ds)
+    add_level(region, ds, {KEY: pattern("rgb", *size, salt=50)}, name="c")
+    assert_pyramids(open_slide, [whole, region])
+    with open_slide(region, pyramid=1) as opened:
+        assert opened.mpp == pytest.approx((mpp, mpp))
+
+
+@pytest.mark.parametrize("sizes", [(SIZE, (75, 55), (16, 16)), (SIZE, (75, 55), (3, 2), (1, 1))])
+def test_small_levels_that_are_filled_up_or_rounded(
+    tmp_path: Path, open_slide: Opener, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    """Some scanners fill levels up to whole tiles, and converters halve until a pixel is left."""
+    slide = new_slide(tmp_path)
+    pyramid = SyntheticSlide(slide.folder, slide.study_uid, slide.series_uid)
+    for n, size in enumerate(sizes):
+        factor = 2 ** (150 // size[0]).bit_length() / 2
+        ds = blank(slide, size, tile_size=(16, 16), mpp=(0.5 * factor, 0.5 * factor))
+        add_level(pyramid, ds, {KEY: pattern("rgb", *size, salt=n)})
+    assert_pyramids(open_slide, [pyramid])
+
+
+@pytest.mark.parametrize("names", [("abc", "def"), ("adf", "bce")])
+def test_a_rescan_of_another_size_is_not_mixed_in(tmp_path: Path, open_slide: Opener, names: tuple[str, str]) -> None:
+    """Two images of a channel at one resolution, and of nearly one size, are no two levels."""
+    slide = new_slide(tmp_path)
+    scans = [
+        add_pyramid(
+            slide,
+            [(side_x >> n, side_y >> n) for n in range(3)],
+            with_attributes(AcquisitionDateTime=f"2024010{scan + 1}120000"),
+            salt=30 * scan,
+            names=names[scan],
+        )
+        for scan, (side_x, side_y) in enumerate([(208, 148), (200, 140)])
+    ]
+    assert_pyramids(open_slide, scans)
+
+
+@pytest.mark.parametrize("levels", [{0}, {1}, {0, 2}])
+def test_a_pyramid_uid_on_some_levels(tmp_path: Path, open_slide: Opener, levels: set[int]) -> None:
+    """The others are of the only pyramid in their frame of reference; unless they are another scan."""
+    slide, numbers = new_slide(tmp_path), itertools.count()
+
+    def change(ds: Dataset) -> None:
+        if next(numbers) in levels:
+            ds.PyramidUID = "1.2.3.4"
+
+    pyramid = add_pyramid(slide, (SIZE, (75, 55), (38, 28)), change, salt=0, names=("b", "a", "c"))
+    assert_pyramids(open_slide, [pyramid])
+    assert open_slide(slide).pyramids[0].uid == "1.2.3.4"
+
+
+@pytest.mark.parametrize("sizes", [LARGE, SMALL])
+def test_a_scan_without_a_pyramid_uid_beside_one_with(
+    tmp_path: Path, open_slide: Opener, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    slide = new_slide(tmp_path)
+    first = add_pyramid(slide, LARGE, with_attributes(PyramidUID="1.2.3.4"), salt=0, names=("a", "d"))
+    second = add_pyramid(slide, sizes, lambda _: None, salt=30, names=("c", "b"))
+    with open_slide(slide) as opened:
+        second_leads = opened.pyramids[0].lead_uid == second.levels[0].instance_uids[0]
+    assert_pyramids(open_slide, [second, first] if second_leads else [first, second])
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_a_frame_of_reference_for_each_level(tmp_path: Path, open_slide: Opener, named: int) -> None:
+    """It tells no levels apart."""
+    slide, numbers = new_slide(tmp_path), itertools.count()
+
+    def change(ds: Dataset) -> None:
+        ds.FrameOfReferenceUID = generate_uid()
+        if next(numbers) < named:
+            ds.PyramidUID = "1.2.3.4"
+
+    assert_pyramids(open_slide, [add_pyramid(slide, (SIZE, (75, 55), (38, 28)), change, salt=0, names="abc")])
+
+
 def test_careless_origins_keep_levels_together(tmp_path: Path, open_slide: Opener) -> None:
     """Converters round origins, or take the middle of the first pixel: some pixels of the coarser level."""
     slide = new_slide(tmp_path)

@@ -141,8 +141,8 @@ def build_pyramids(
 ) -> tuple[Pyramid, ...]:
     """Sort the VOLUME instances into pyramids, the default one first.
 
-    Extended depth of field, Pyramid UID, else frame of reference tell pyramids apart; then origins too far from each
-    other for one picture; and where two images claim the same place, what else differs between them. Series that were
+    Extended depth of field, Pyramid UID, else frame of reference tell pyramids apart; then extents and origins that
+    are not of one picture; and where two images claim the same place, what else differs between them. Series that were
     opened as one are channels of one pyramid.
 
     Parameters
@@ -168,14 +168,9 @@ def build_pyramids(
     series = list(dict.fromkeys(instance.address.series_uid for instance in instances if instance.flavor == "VOLUME"))
     if len(series) > 1:
         images = _distinct_paths(images, series)
-    groups: defaultdict[tuple[bool, str], list[Image]] = defaultdict(list)
-    for image in images:
-        lead = image.lead
-        group = "" if len(series) > 1 else lead.pyramid_uid or lead.frame_of_reference_uid or ""
-        groups[lead.extended_depth_of_field, group].append(image)
     pyramids = [
         _pyramid(pyramid_images, series, mpp)
-        for group_images in groups.values()
+        for group_images in _declared_apart(images, several_series=len(series) > 1)
         for cluster in _far_apart(group_images)
         for pyramid_images in _without_conflicts(cluster)
     ]
@@ -209,8 +204,29 @@ def _distinct_paths(images: list[Image], series: list[str]) -> list[Image]:
     return renamed
 
 
+def _declared_apart(images: list[Image], *, several_series: bool) -> list[list[Image]]:
+    """Group images by what they declare: extended depth of field, Pyramid UID, else frame of reference."""
+    leads = [image.lead for image in images]
+    frames_of_reference = [lead.frame_of_reference_uid for lead in leads]
+    telling = len(set(frames_of_reference)) < len(images)  # one for each image says nothing
+    places = [
+        (lead.extended_depth_of_field, uid if telling else None)
+        for lead, uid in zip(leads, frames_of_reference, strict=True)
+    ]
+    uids: defaultdict[tuple[bool, str | None], set[str]] = defaultdict(set)
+    for lead, place in zip(leads, places, strict=True):
+        uids[place].update(filter(None, [lead.pyramid_uid]))
+    groups: defaultdict[tuple[bool, str | None], list[Image]] = defaultdict(list)
+    for image, place in zip(images, places, strict=True):
+        extended, uid = place
+        # An image that names no pyramid may be of the only one that is named there.
+        uid = image.lead.pyramid_uid or (next(iter(uids[place])) if len(uids[place]) == 1 else uid)
+        groups[extended, None if several_series else uid].append(image)
+    return list(groups.values())
+
+
 def _far_apart(images: list[Image]) -> list[list[Image]]:
-    """Tell apart what lies farther from each other than half the size of the smaller: two places on the glass.
+    """Tell apart what shows more of the glass or less, or lies farther from each other than half the size of both.
 
     Levels of one pyramid may differ by some pixels of the coarser one, and converters write origins carelessly.
     """
@@ -225,16 +241,36 @@ def _far_apart(images: list[Image]) -> list[list[Image]]:
 
 
 def _near(first: Instance, second: Instance) -> bool:
-    if first.pyramid_uid is not None:  # the standard's word goes before geometry
+    if None not in (first.pyramid_uid, second.pyramid_uid):  # the standard's word goes before geometry
         return True
-    if None in (first.origin_mm, second.origin_mm, first.mpp, second.mpp):
+    if first.mpp is None or second.mpp is None:
+        return True
+    if not _same_extent(first, second, first.mpp, second.mpp):
+        return False
+    if first.origin_mm is None or second.origin_mm is None:
         return True
     extents = [
-        min(side * axis / 1000 for side, axis in zip((i.matrix_width, i.matrix_height), i.mpp or (), strict=True))
-        for i in (first, second)
+        min(i.matrix_width * mpp[0], i.matrix_height * mpp[1]) / 1000
+        for i, mpp in ((first, first.mpp), (second, second.mpp))
     ]
-    distance = math.dist(first.origin_mm or (), second.origin_mm or ())
-    return distance <= max(extents) / 2
+    return math.dist(first.origin_mm, second.origin_mm) <= max(extents) / 2
+
+
+def _same_extent(
+    base: Instance, other: Instance, base_mpp: tuple[float, float], other_mpp: tuple[float, float]
+) -> bool:
+    """Whether an image may be a level below another: by its own resolution, or by one that is a copy of the other's."""
+    base_size, size = (base.matrix_width, base.matrix_height), (other.matrix_width, other.matrix_height)
+    tile_size = other.pixels.columns, other.pixels.rows
+    expected = [side * of_base / own for side, of_base, own in zip(base_size, base_mpp, other_mpp, strict=True)]
+    # The smallest levels are rounded by a pixel, and some are filled up to whole tiles.
+    room = [max(side * _LEVELS_APART, side + tile) for side, tile in zip(expected, tile_size, strict=True)]
+    least = [side / _LEVELS_APART - 1 for side in expected]
+    if all(low <= side <= high for low, side, high in zip(least, size, room, strict=True)):
+        return True
+    copied = all(abs(own / of_base - 1) < 0.01 for own, of_base in zip(other_mpp, base_mpp, strict=True))
+    narrow, wide = sorted(side / of_base for side, of_base in zip(size, base_size, strict=True))
+    return copied and wide - narrow <= max(narrow / 50, 2 / min(base_size))
 
 
 def _without_conflicts(images: list[Image]) -> list[list[Image]]:
@@ -249,7 +285,7 @@ def _without_conflicts(images: list[Image]) -> list[list[Image]]:
             layers.append([image])
         else:
             layer.append(image)
-    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
+    for name in ("pyramid_uid", "acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
         groups: defaultdict[object, list[Image]] = defaultdict(list)
         for image in images:
             groups[getattr(image.lead, name)].append(image)
@@ -261,14 +297,27 @@ def _without_conflicts(images: list[Image]) -> list[list[Image]]:
 
 
 def _conflict(images: list[Image]) -> bool:
-    claimed: dict[tuple[tuple[int, int], ChannelKey], bool] = {}
+    """Whether two images cannot be of one pyramid."""
+    claimed: defaultdict[ChannelKey, dict[tuple[int, int], Image]] = defaultdict(dict)
     for image in images:
         for key in image.channels:
-            place = image.size, key
-            if place in claimed and not (claimed[place] and image.sparse):
+            if any(_rivals(image, other) for other in claimed[key].values()):
                 return True
-            claimed[place] = image.sparse
+            claimed[key][image.size] = image
     return False
+
+
+def _rivals(first: Image, second: Image) -> bool:
+    """Whether two images of a channel claim the same place: in one level, or at one resolution, as a rescan does."""
+    if first.size == second.size:
+        return not (first.sparse and second.sparse)
+    a, b = first.lead, second.lead
+    if a.mpp is None or b.mpp is None or None not in (a.pyramid_uid, b.pyramid_uid):
+        return False
+    same_mpp = all(abs(x / y - 1) < 1e-3 for x, y in zip(a.mpp, b.mpp, strict=True))
+    return same_mpp and all(
+        1 / _LEVELS_APART < x / y < _LEVELS_APART for x, y in zip(first.size, second.size, strict=True)
+    )
 
 
 def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | None) -> Pyramid:
@@ -298,7 +347,7 @@ def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | 
                     icc_profile=before.icc_profile or channel.icc_profile,
                 )
     return Pyramid(
-        uid=base.pyramid_uid,
+        uid=next((image.lead.pyramid_uid for image in images if image.lead.pyramid_uid), None),
         lead_uid=base.address.instance_uid,
         extended_depth_of_field=base.extended_depth_of_field,
         levels=tuple(levels),
