@@ -231,7 +231,9 @@ class TestEncapsulatedFrames:
         with pytest.raises(MetadataError, match=r"odd\.dcm.*5 fragments"):
             Part10File(path).read_frame(0)
 
-    @pytest.mark.parametrize("lie", ["zeros", "shifted", "one early", "one late", "absolute", "too few", "random"])
+    @pytest.mark.parametrize(
+        "lie", ["zeros", "shifted", "one early", "one late", "absolute", "too few", "random", "falling"]
+    )
     def test_tables_that_lie(self, tmp_path: Path, lie: str) -> None:
         frames = streams(8)
         truth = list(struct.unpack("<8I", basic_table(frames)))
@@ -242,6 +244,7 @@ class TestEncapsulatedFrames:
             "one late": [*truth[:4], truth[4] + 20, *truth[5:]],
             "absolute": [offset + 1000 for offset in truth],
             "too few": truth[:5],
+            "falling": [0, *(offset + 2 for offset in truth[:0:-1])],
             "random": [0, 2, 50, 100, 150, 200, 250, 300],
         }[lie]
         data = items(*(frame[0] for frame in frames), table=struct.pack(f"<{len(wrong)}I", *wrong))
@@ -274,6 +277,34 @@ class TestEncapsulatedFrames:
         finally:
             tracemalloc.stop()
 
+    @pytest.mark.parametrize("kind", ["basic", "extended"])
+    @pytest.mark.parametrize("fragments", [1, 3])
+    def test_frames_in_no_order(self, tmp_path: Path, kind: str, fragments: int) -> None:
+        """The table says where each is, and not the order in the file; what is cut off stays so."""
+        stored, order = streams(9, fragments=fragments), [4, 0, 8, 1, 7, 2, 6, 3, 5]
+        places = struct.unpack("<9I", basic_table(stored))
+        path = _with_table(tmp_path, stored, [places[n] for n in order], kind)
+        assert read_all(path) == [b"".join(stored[n]) for n in order]
+        if fragments == 1:
+            path.write_bytes(path.read_bytes()[:-100])
+            file = Part10File(path)
+            for index, n in enumerate(order):
+                if n == 8:
+                    with pytest.raises(SourceError, match="cut short"):
+                        file.read_frame(index)
+                else:
+                    assert file.read_frame(index) == stored[n][0]
+            file.close()
+
+    @pytest.mark.parametrize("kind", ["basic", "extended"])
+    @pytest.mark.parametrize("order", [[0, 1, 1, 1, 2, 3], [3, 1, 0, 2, 3, 3], [0] * 6])
+    def test_frames_that_share_a_code_stream(self, tmp_path: Path, kind: str, order: list[int]) -> None:
+        """As blank tiles may."""
+        stored = streams(max(order) + 1)
+        places = struct.unpack(f"<{len(stored)}I", basic_table(stored))
+        path = _with_table(tmp_path, stored, [places[n] for n in order], kind)
+        assert read_all(path) == [stored[n][0] for n in order]
+
     @pytest.mark.parametrize("table", ["wrapped", "extended", "none"])
     def test_beyond_4_gib(self, tmp_path: Path, table: str) -> None:
         """Two frames of 3 GiB of nothing, so that the third lies beyond what 32 bits address."""
@@ -304,3 +335,13 @@ class TestEncapsulatedFrames:
         file = Part10File(path)
         assert [file.read_frame(index) for index in (99_999, 0, 12_345)] == [frames[i] for i in (99_999, 0, 12_345)]
         file.close()
+
+
+def _with_table(folder: Path, stored: list[list[bytes]], offsets: list[int], kind: str) -> Path:
+    """Save fragments of code streams with an offset table of any kind."""
+    ds, table = header(len(offsets)), struct.pack(f"<{len(offsets)}I", *offsets)
+    if kind == "extended":
+        ds.ExtendedOffsetTable = np.array(offsets, "<u8").tobytes()
+        ds.ExtendedOffsetTableLengths = bytes(8 * len(offsets))  # nobody needs them
+    data = items(*(part for frame in stored for part in frame), table=table if kind == "basic" else b"")
+    return save(folder / "a.dcm", ds, JPEGBaseline8Bit, data)

@@ -198,11 +198,14 @@ class EncapsulatedFrames:
         sane = table_bytes == 4 * number_of_frames  # else the fragments are found by walking
         table = file.read(table_bytes, start + 8) if sane else b""
         basic = np.frombuffer(table[: len(table) // 4 * 4], "<u4").astype(np.int64)
-        if len(basic) > 1:  # 32 bits overflow past 4 GiB, while frames stand in order
+        if file.size - self._first > 1 << 32 and len(basic) > 1:  # 32 bits overflow, while frames stand in order
             basic += np.concatenate([[0], np.cumsum(np.diff(basic) < 0)]) << 32
         offsets = basic if extended_offsets is None else extended_offsets
-        usable = len(offsets) == number_of_frames and not offsets[:1].any() and (offsets[1:] > offsets[:-1]).all()
-        self._offsets: Offsets | None = offsets if usable else None
+        usable = len(offsets) == number_of_frames
+        in_order = not offsets[:1].any() and (offsets[1:] > offsets[:-1]).all()
+        self._offsets: Offsets | None = offsets if usable and in_order else None
+        # Frames may stand in any order, or share a code stream: then their fragments are looked up in the walk.
+        self._unordered: Offsets | None = offsets if usable and not in_order else None
         self._fragments: _Fragments | None = None
 
     def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
@@ -258,11 +261,34 @@ class EncapsulatedFrames:
 
     def _group(self, file: RandomAccessFile | MemoryFile, offsets: Offsets, lengths: Offsets) -> _Fragments:
         """Assign fragments to frames."""
+        ranges = self._tabled(offsets)
+        if ranges is None:
+            firsts = self._firsts(file, offsets, lengths)
+            ranges = firsts[:-1], firsts[1:]
+        return _Fragments(*ranges, offsets, lengths)
+
+    def _tabled(self, offsets: Offsets) -> tuple[Offsets, Offsets] | None:
+        """Return the first fragment of each frame and the one behind its last, by a table whose frames are in no order.
+
+        None where it does not point at fragments, or leaves some that could be a frame's.
+        """
+        table, count, places = self._unordered, len(offsets), offsets - 8 - self._first
+        if table is None or not count:
+            return None
+        there = np.unique(table[table <= places[-1]])  # others are cut off
+        if not np.isin(there, places).all() or (len(there) < len(table) and len(there) < count) or 0 not in there:
+            return None
+        bounds = np.append(np.searchsorted(places, there), count)
+        frames = np.searchsorted(there, table)
+        return bounds[frames], bounds[np.minimum(frames + 1, len(there))]
+
+    def _firsts(self, file: RandomAccessFile | MemoryFile, offsets: Offsets, lengths: Offsets) -> Offsets:
+        """Return the first fragment of each frame, in order, and the one behind the last frame's."""
         count = len(offsets)
         if self._number_of_frames == 1:
-            return _Fragments(np.array([0, count][: 1 + bool(count)], np.int64), offsets, lengths)
+            return np.array([0, count][: 1 + bool(count)], np.int64)
         if count <= self._number_of_frames:
-            return _Fragments(np.arange(count + 1), offsets, lengths)
+            return np.arange(count + 1)
         firsts: list[int] = []
         ended = True
         for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
@@ -277,23 +303,25 @@ class EncapsulatedFrames:
                 f"{file.path}: {count} fragments without an offset table cannot be told apart into "
                 f"{self._number_of_frames} frames; {len(firsts)} of them begin a code stream."
             )
-        return _Fragments(np.array([*firsts, count], np.int64), offsets, lengths)
+        return np.array([*firsts, count], np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fragments:
-    """Where the fragments of all frames lie; 24 bytes for each, of which there may be millions."""
+    """Where the fragments of all frames lie; some 24 bytes for each, of which there may be millions."""
 
     firsts: Offsets
-    """Number of the first fragment of each frame, and of the one behind the last frame's."""
+    """Number of the first fragment of each frame."""
+    stops: Offsets
+    """Of the one behind its last."""
     offsets: Offsets
     lengths: Offsets
 
     def read(self, file: RandomAccessFile | MemoryFile, frame_index: int) -> bytes:
         """Return the fragments of a frame, joined; nothing where there is no such frame."""
-        if frame_index + 1 >= len(self.firsts):
+        if frame_index >= len(self.firsts):
             return b""
-        mine = slice(*self.firsts[frame_index : frame_index + 2].tolist())
+        mine = slice(int(self.firsts[frame_index]), int(self.stops[frame_index]))
         places = zip(self.lengths[mine].tolist(), self.offsets[mine].tolist(), strict=True)
         return b"".join(itertools.starmap(file.read, places))
 
