@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import random
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,6 +137,7 @@ def decode_independently(data: bytes, tile: Array, syntax: UID) -> Array:
 def srgb_profile(*, swapped: bool = False) -> bytes:
     """Return sRGB's ICC profile; ``swapped`` exchanges its red and blue primaries."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = data[:24] + struct.pack(">6H", 2024, 1, 2, 3, 4, 5) + data[36:]  # the second of its making, whenever
     if swapped:
         data = data.replace(b"rXYZ", b"tmp!", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"tmp!", b"bXYZ", 1)
     return data
