@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 SIZES = (SIZE, (75, 55))
 
 
-@functools.cache  # a profile carries the second of its making
 def profiles() -> tuple[bytes, bytes, bytes]:
     """Return three profiles of RGB: red and blue swapped, green and blue swapped, sRGB."""
     plain = srgb_profile()
@@ -77,6 +75,28 @@ def test_each_optical_path_has_its_profile(tmp_path: Path, open_slide: Opener) -
             assert managed.flags.writeable
     differing = by_pillow(slide.levels[0].pixels["path-0", 0.0], profiles()[0])
     assert np.abs(differing.astype(int) - slide.levels[0].pixels["path-0", 0.0]).max() > 20
+
+
+def test_each_level_has_its_profile(tmp_path: Path, open_slide: Opener) -> None:
+    """The profile is the instance's; one without takes that of the finest level that has one."""
+    slide, sizes = new_slide(tmp_path), (SIZE, (75, 55), (38, 28))
+    swapped, green, _ = profiles()
+    for n, (size, profile) in enumerate(zip(sizes, (None, swapped, green), strict=True)):
+        mpp = 0.5 * SIZE[0] / size[0], 0.5 * SIZE[1] / size[1]
+        ds = blank(slide, size, mpp=mpp)
+        if profile is not None:
+            ds.OpticalPathSequence[0].ICCProfile = profile
+        add_level(slide, ds, images_for([KEY], size, "rgb", salt=10 * n), mpp=mpp)
+    opened = open_slide(slide)
+    assert opened.icc_profile == swapped
+    for level, (size, profile) in enumerate(zip(sizes, (swapped, swapped, green), strict=True)):
+        plain = opened.read_region(level, 0, 0, *size)
+        assert_same(opened.read_region(level, 0, 0, *size, icc="srgb"), by_pillow(plain, profile))
+        opened.export_png(tmp_path / "level.png", level)
+        with Image.open(tmp_path / "level.png") as image:
+            assert image.info["icc_profile"] == profile
+    raw = opened.read_region_mpp(2.5, 0, 0, 20, 20)
+    assert_same(opened.read_region_mpp(2.5, 0, 0, 20, 20, icc="srgb"), by_pillow(raw, green))
 
 
 def test_the_default_path(tmp_path: Path, open_slide: Opener) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import requests
     from requests.auth import AuthBase
 
+    from wsiweb.dicomjson import BinaryValue
     from wsiweb.images import Channel
     from wsiweb.patches import PatchPlan
     from wsiweb.sources.base import FrameSource
@@ -54,7 +55,7 @@ class Slide:
         self._content = content
         self._options = options
         self._pyramid_index = pyramid
-        self._icc_profiles: dict[str, bytes | None] = {}
+        self._icc_profiles: dict[BinaryValue, bytes | None] = {}
         self._reader = Reader(source, content.instances, options)
 
     @classmethod
@@ -213,17 +214,20 @@ class Slide:
         """ICC profile of the default optical path, or None. May cost one request, once."""
         return self._icc_profile(None)
 
-    def _icc_profile(self, optical_path: str | None) -> bytes | None:
-        optical_path = self.optical_paths[0] if optical_path is None else optical_path
-        if optical_path not in self._icc_profiles:
-            value = self._pyramid.icc_profile(optical_path)
-            profile = None if value is None else value.inline
-            if value is not None and profile is None:
+    def _icc_profile(self, optical_path: str | None, channel: Channel | None = None) -> bytes | None:
+        """Return the profile of a channel; where it has none of its own, of the finest level that has one."""
+        own = None if channel is None else channel.icc_profile
+        value = own or self._pyramid.icc_profile(self.optical_paths[0] if optical_path is None else optical_path)
+        if value is None:
+            return None
+        if value not in self._icc_profiles:
+            profile = value.inline
+            if profile is None:
                 reader = self._running()
                 reader.check_open()
                 profile = reader.source.fetch_bulk(value.uri or "", icc_profiles.whole)
-            self._icc_profiles[optical_path] = icc_profiles.trimmed(profile) if profile else None
-        return self._icc_profiles[optical_path]
+            self._icc_profiles[value] = icc_profiles.trimmed(profile) if profile else None
+        return self._icc_profiles[value]
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -253,7 +257,7 @@ class Slide:
         focal_plane
             z offset in µm; None takes the plane nearest the middle.
         icc
-            "srgb" converts colours by the slide's ICC profile; None leaves them as stored.
+            "srgb" converts colours by the ICC profile of what is read; None leaves them as stored.
 
         Returns
         -------
@@ -468,7 +472,7 @@ class Slide:
             region,
             channels,
             compression=compression,
-            profile_of=lambda: self._icc_profile(optical_path),
+            profile_of=lambda: self._icc_profile(optical_path, channels[0]),
             to_srgb=icc == "srgb",
             progress=progress,
         )
@@ -542,7 +546,8 @@ class Slide:
     ) -> RegionArrays:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
-        planner = self._planner(view.level, optical_path, focal_plane)
+        channels, stacked = self._channels(view.level, optical_path, focal_plane)
+        planner = RegionPlanner(view.level, channels, stacked=stacked)
         rectangles = [rectangle(region) for region in regions]
         itemsize, limit = planner.pixel_bytes, self._options.max_region_bytes
         for wish in rectangles:
@@ -554,7 +559,7 @@ class Slide:
         reader.check_open()
         profile = None
         if icc == "srgb" and planner.colour:
-            profile = self._icc_profile(optical_path)
+            profile = self._icc_profile(optical_path, channels[0])
         return RegionArrays(reader, view, rectangles, planner, profile=profile, keep=keep, single=single)
 
     def _fits(self, view: View, region: Rectangle, itemsize: int) -> bool:

@@ -130,7 +130,9 @@ def region(
             from wsiweb.icc import srgb_profile  # noqa: PLC0415
 
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
-            profile = slide._icc_profile(optical_path)  # noqa: SLF001
+            view = slide._view(None, mpp, None, upsample=False)  # noqa: SLF001
+            channels, _ = slide._channels(view.level, optical_path, focal_plane)  # noqa: SLF001
+            profile = slide._icc_profile(optical_path, channels[0])  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
         cost = f"{slide.stats.frames} frames in {slide.stats.requests} requests"
         stderr.print(f"{escaped(str(output))}: {w} x {h} px, {cost}")
