@@ -344,3 +344,24 @@ def test_colour_cannot_be_stacked(tmp_path: Path, open_slide: Opener) -> None:
     add_level(slide, blank(slide), {KEY: pattern("rgb", *SIZE, salt=1)})
     with pytest.raises(WsiWebError):
         open_slide(slide).read_region(0, 0, 0, 5, 5, optical_path="all")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "taken"), [("A", "mono16", True), ("B", "mono16", False), ("A", "mono8", False)]
+)
+def test_the_thumbnail_is_of_the_default_path(
+    tmp_path: Path, open_slide: Opener, path: str, content: Content, taken: bool
+) -> None:
+    """And as deep as the levels are; a stored one of another path, or of 8 bits, does not serve."""
+    slide = new_slide(tmp_path)
+    for name in ("A", "B"):
+        ds = blank(slide, content="mono16", keys=[(name, 0.0)])
+        add_level(slide, ds, images_for([(name, 0.0)], SIZE, "mono16", salt=ord(name)), name=name)
+    picture = pattern(content, 75, 55, salt=9)
+    ds = blank(slide, (75, 55), tile_size=(75, 55), content=content, keys=[(path, 0.0)], flavor="THUMBNAIL")
+    store(slide, ds, [picture.tobytes()], name="0")
+    opened = open_slide(slide)
+    assert opened.optical_paths == ("A", "B")
+    shown = opened.thumbnail(75)
+    assert shown.dtype == np.uint16
+    assert np.array_equal(shown, picture) == taken

@@ -46,7 +46,7 @@ class SlideContent:
         """Return the smallest image of a whole pyramid that has at least so many pixels; a THUMBNAIL before a level."""
         base = pyramid.levels[0]
         for position, instance in enumerate(self.instances):
-            if self._shows(instance, pyramid) and instance.pixels.colour == (len(base.shape) == 3):
+            if self._shows(instance, pyramid) and _alike(instance, pyramid):
                 distortion = instance.matrix_width / instance.matrix_height * base.height / base.width
                 large = instance.matrix_width >= width and instance.matrix_height >= height
                 if large and abs(distortion - 1) < 0.01:
@@ -69,6 +69,13 @@ class SlideContent:
             return False
         named = [shown for shown in self.pyramids if shown.uid is not None and shown.uid == instance.pyramid_uid]
         return pyramid in (named or self.pyramids[:1])
+
+
+def _alike(instance: Instance, pyramid: Pyramid) -> bool:
+    """Whether a thumbnail has the kind of pixels that its pyramid has, and shows the default optical path."""
+    base, (path, *others) = pyramid.levels[0], pyramid.optical_paths
+    same_pixels = (instance.pixels.colour, instance.pixels.dtype) == (len(base.shape) == 3, base.dtype)
+    return same_pixels and (not others or instance.optical_paths[0].identifier == path)
 
 
 def load_content(
