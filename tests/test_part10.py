@@ -144,6 +144,21 @@ class TestOtherFiles:
         assert Part10File(path).transfer_syntax_uid == syntax
         assert read_all(path) == expected
 
+    @pytest.mark.parametrize("flaw", ["no preamble", "no group length", "a wrong group length"])
+    def test_deflated_behind_a_flawed_head(self, tmp_path: Path, flaw: str) -> None:
+        """Where the dataset begins, the elements before it say."""
+        ds, path = header(2), tmp_path / "a.dcm"
+        whole = save(path, ds, DeflatedExplicitVRLittleEndian, bytes(range(144))).read_bytes()
+        flawed = {
+            "no preamble": whole[132:],
+            "no group length": whole[:132] + whole[144:],
+            "a wrong group length": whole[:140] + struct.pack("<I", 7) + whole[144:],
+        }
+        path.write_bytes(flawed[flaw])
+        file = Part10File(path)
+        assert (file.transfer_syntax_uid, file.instance_uid) == (DeflatedExplicitVRLittleEndian, ds.SOPInstanceUID)
+        assert read_all(path) == [bytes(range(72)), bytes(range(72, 144))]
+
     def test_float_pixels(self, tmp_path: Path) -> None:
         ds = header(2)
         ds.FloatPixelData = np.zeros(48, np.float32).tobytes()
@@ -200,6 +215,19 @@ class TestJson:
             found = Part10File(path).json_dataset()
             assert found.pop("00020010") == {"vr": "UI", "Value": [JPEGBaseline8Bit]}
             assert found == expected
+
+    def test_words_of_a_big_endian_file(self, tmp_path: Path) -> None:
+        """In JSON they are little endian, as palettes are read (PS3.18 F.2.7); bytes are bytes."""
+        words, ds, path = np.array([1, 2, 0x1234], np.uint16), header(1), Dataset()
+        ds.RedPaletteColorLookupTableData = words.astype(">u2").tobytes()
+        path.OpticalPathIdentifier, path.ICCProfile = "1", b"\1\2\3\4"
+        ds.OpticalPathSequence = [path]
+        found = Attributes(Part10File(save(tmp_path / "a.dcm", ds, ExplicitVRBigEndian, bytes(72))).json_dataset())
+        table = found.binary("RedPaletteColorLookupTableData")
+        profile = found.first_item("OpticalPathSequence").binary("ICCProfile")
+        assert table is not None
+        assert profile is not None
+        assert (table.inline, profile.inline) == (words.astype("<u2").tobytes(), b"\1\2\3\4")
 
     def test_tables_and_pixels_are_left_out(self, tmp_path: Path) -> None:
         ds = header(1)

@@ -101,6 +101,15 @@ def read_tail(
     return Tail(groups, table, None, position, 0)
 
 
+def meta_end(data: bytes, position: int) -> int:
+    """Return where the File Meta Information ends that begins at ``position`` (PS3.10 7.1), whatever length it says."""
+    walker = _Walker(data, implicit=False, big_endian=False)
+    while position + 12 <= len(data) and data[position : position + 2] == b"\2\0":
+        _, length, value, _ = walker.header(position)
+        position = value + length
+    return position
+
+
 def read_items(data: bytes, *, implicit: bool) -> list[dict[str, Any]]:
     """Return the items of a sequence's value, little endian, as ``Tail.frame_groups`` has them.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
 from wsiweb.locks import module_lock
-from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, read_tail
+from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, meta_end, read_tail
 from wsiweb.sources.pixeldata import (
     EncapsulatedFrames,
     MemoryFile,
@@ -31,14 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pydicom import Dataset
+    from pydicom import DataElement, Dataset
 
     from wsiweb.sources.base import JsonDataset
 
 logger = logging.getLogger("wsiweb")
 
 MAX_INFLATED_BYTES = 4 << 30
+_META_BYTES = 65_536
+"""Within which the File Meta Information is looked for."""
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_WORDS = {"OW": "u2", "OL": "u4", "OF": "u4", "OD": "u8", "OV": "u8"}
+"""Of what the values of a VR are made that are handled as bytes (PS3.5 6.2)."""
 _DIRECTORY = b"\2\0\2\0UI\x14\x001.2.840.10008.1.3.10"
 """MediaStorageSOPClassUID of a DICOMDIR."""
 _quiet_lock = module_lock()
@@ -145,11 +149,11 @@ class Part10File:
         """
         if isinstance(self._file, MemoryFile):
             return self._file.data
-        head = self._file.read(144, 0)
-        meta_bytes = int.from_bytes(head[140:144], "little")  # FileMetaInformationGroupLength (PS3.10 7.1)
-        if head[128:132] != b"DICM" or DEFLATED.encode() not in self._file.read(min(meta_bytes, 65_536), 144):
+        head = self._file.read(_META_BYTES, 0)
+        start = 132 if head[128:132] == b"DICM" else 0
+        offset = meta_end(head, start)
+        if DEFLATED.encode() not in head[start:offset]:
             return None
-        offset = 144 + meta_bytes
         inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
         while data := self._file.read(1 << 20, offset):
             offset += len(data)
@@ -186,10 +190,19 @@ class Part10File:
                 if element.VR == "SQ":
                     found[f"{tag:08X}"] = {"vr": "SQ", "Value": [self._to_json(item) for item in element.value]}
                 else:
-                    found[f"{tag:08X}"] = element.to_json_dict(None, 0)
+                    found[f"{tag:08X}"] = self._little_endian(element).to_json_dict(None, 0)
             except Exception as error:  # noqa: BLE001  (pydicom raises many kinds for malformed values)
                 logger.warning("%s: element %s is left out: %s", self.path, tag, error)
         return found
+
+    def _little_endian(self, element: DataElement) -> DataElement:
+        """Swap the bytes of what pydicom leaves as stored; JSON knows but one order (PS3.18 F.2.7)."""
+        from pydicom import DataElement  # noqa: PLC0415
+
+        word = _WORDS.get(element.VR)
+        if word is None or self.transfer_syntax_uid != EXPLICIT_BIG_ENDIAN or not element.value:
+            return element
+        return DataElement(element.tag, element.VR, np.frombuffer(element.value, word).byteswap().tobytes())
 
     def read_frame(self, frame_index: int) -> bytes:
         """Return the code stream of a frame (0-based), or its raw pixels as stored.
