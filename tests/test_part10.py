@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import (
     UID,
@@ -263,6 +263,28 @@ class TestJson:
             ):
                 assert position.number(name) == truth.number(name)
                 assert position.number(name) is not None
+
+    @pytest.mark.parametrize("vr", ["IS", "DS", "US", "UL", "SS", "SV", "FL", "FD", "LO"])
+    @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+    def test_positions_of_another_vr(self, tmp_path: Path, vr: str, syntax: UID) -> None:
+        """They are what the file says they are."""
+        path = tmp_path / "a.dcm"
+        ds = pydicom.dcmread(sparse_file(path, 12, syntax))
+        name, expected = "ColumnPositionInTotalImagePixelMatrix", []
+        for item in ds.PerFrameFunctionalGroupsSequence:
+            position = item.PlanePositionSlideSequence[0]
+            tag, value = position[name].tag, position[name].value
+            expected.append(value)
+            position[tag] = DataElement(tag, vr, f"{value:04d}" if vr in ("IS", "DS", "LO") else value)
+        save(path, ds, syntax, ds.PixelData)
+        found = [Attributes(item) for item in Part10File(path).json_dataset()["52009230"]["Value"]]
+        assert [item.first_item("PlanePositionSlideSequence").integer(name) for item in found] == expected
+
+    def test_positions_of_a_senseless_vr(self, tmp_path: Path) -> None:
+        path = sparse_file(tmp_path / "a.dcm", 3, ExplicitVRLittleEndian)
+        path.write_bytes(path.read_bytes().replace(b"\x48\0\x1e\2SL", b"\x48\0\x1e\2AT", 1))
+        with pytest.raises(MetadataError, match=r"a\.dcm.*0048021E.*AT.*SL"):
+            Part10File(path)
 
     def test_many_frames(self, tmp_path: Path) -> None:
         file = Part10File(sparse_file(tmp_path / "a.dcm", 20_000, ExplicitVRLittleEndian))

@@ -35,6 +35,9 @@ _VALUES = {
     0x00280030: "DS",  # PixelSpacing
     0x00180088: "DS",  # SpacingBetweenSlices
 }
+_NUMBERS = {"SS": "h", "US": "H", "SL": "i", "UL": "I", "SV": "q", "UV": "Q", "FL": "f", "FD": "d"}
+_VRS = {vr.encode(): vr for vr in (*_NUMBERS, "DS", "IS", "CS", "LO", "SH", "LT", "ST", "UC", "UT")}
+"""In which such values are understood, whichever they should have."""
 _NAMES = {tag: f"{tag:08X}" for tag in (*_SEQUENCES, *_VALUES)}
 _MAX_DEPTH = 16
 
@@ -147,7 +150,7 @@ class _Walker:
         self._head = struct.Struct(f"{order}HHI")
         self._short = struct.Struct(f"{order}H")
         self._long = struct.Struct(f"{order}I")
-        self._signed = struct.Struct(f"{order}i")
+        self._order = order
         # For sequences of unknown VR (PS3.5 6.2.2).
         self._unknown = None if implicit else _Walker(data, implicit=True, big_endian=False, decode=decode)
 
@@ -186,7 +189,8 @@ class _Walker:
         found: dict[str, Any] = {}
         end = len(self._data) if length == _UNDEFINED else position + length
         while position < end:
-            tag, value_length, value, within = self.header(position)
+            start = position
+            tag, value_length, value, within = self.header(start)
             if tag == _ITEM_END:
                 return found, value
             if tag in _SEQUENCES:
@@ -197,18 +201,28 @@ class _Walker:
             else:
                 position = value + value_length
                 if tag in _VALUES:
-                    found[_NAMES[tag]] = self._value(tag, value, value_length)
+                    found[_NAMES[tag]] = self._value(self._vr(tag, start), value, value_length)
         _check_delimited(length)
         return found, position
 
-    def _value(self, tag: int, position: int, length: int) -> dict[str, Any]:
-        vr = _VALUES[tag]
-        if vr == "SL":
-            values: list[Any] = [self._signed.unpack_from(self._data, position)[0]] if length >= 4 else []
+    def _vr(self, tag: int, position: int) -> str:
+        """Return the VR of an element: that of the file, where it tells, and not what it should be."""
+        stored = b"UN" if self._implicit else self._data[position + 4 : position + 6]
+        vr = _VALUES[tag] if stored == b"UN" else _VRS.get(stored)
+        if vr is None:
+            raise MetadataError(f"element {tag:08X} has the VR {_latin_1(stored)!r}, where {_VALUES[tag]} is expected")
+        return vr
+
+    def _value(self, vr: str, position: int, length: int) -> dict[str, Any]:
+        values: list[Any]
+        if (code := _NUMBERS.get(vr)) is not None:
+            count = length // struct.calcsize(code)
+            values = list(struct.unpack_from(f"{self._order}{count}{code}", self._data, position))
         else:
             text = self._data[position : position + length]
-            values = (_latin_1(text) if vr == "DS" else self._decode(text)).strip(" \0").split("\\")
-            if vr == "DS":
+            number = vr in ("DS", "IS")
+            values = (_latin_1(text) if number else self._decode(text)).strip(" \0").split("\\")
+            if number:
                 values = [_number(value) for value in values]
         return {"vr": vr, "Value": values}
 
