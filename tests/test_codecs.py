@@ -577,6 +577,9 @@ def test_a_complete_stream_ends() -> None:
         assert complete(data)
         assert complete(data + b"\0")
         assert complete(data + bytes(7))
+        assert complete(data + b"\xff")
+        assert complete(data + b" ")
+        assert not complete(data[:-1] + b" ")
         assert not complete(data[:-1])
         assert not complete(data[:-2] + bytes(2))
 

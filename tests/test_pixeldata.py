@@ -214,6 +214,14 @@ class TestEncapsulatedFrames:
         path = save(tmp_path / "a.dcm", header(6), syntax, items(*(f for frame in frames for f in frame)))
         assert read_all(path) == [b"".join(frame) for frame in frames]
 
+    @pytest.mark.parametrize("padding", [bytes(8), bytes(30), b"\xff\xff", b"  "])
+    def test_padding_behind_fragmented_frames(self, tmp_path: Path, padding: bytes) -> None:
+        frames = streams(6, fragments=3)
+        for frame in frames:
+            frame[-1] += padding
+        path = save(tmp_path / "a.dcm", header(6), JPEGBaseline8Bit, items(*(f for frame in frames for f in frame)))
+        assert read_all(path) == [b"".join(frame) for frame in frames]
+
     def test_all_fragments_are_the_only_frame(self, tmp_path: Path) -> None:
         fragments = [b"\1\2\3\4", b"\5\6", b"\7\7\7\7\7\7"]
         path = save(tmp_path / "a.dcm", header(1), JPEGBaseline8Bit, items(*fragments))

@@ -42,6 +42,8 @@ class Codestream:
     """Whether it is a JPEG, recompressed without loss as JPEG XL."""
 
 
+_PADDING = b"\x00\xff "
+"""What stands behind end markers to fill up; zero by the standard (PS3.5 A.4)."""
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _SOF_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}) | _SOF_LOSSLESS
@@ -77,12 +79,17 @@ def complete(data: bytes) -> bool:
     """
     if data[:12] == _JP2_SIGNATURE:
         start, stop = _jpeg2000_codestream(data)
-        return stop <= len(data) and data[start:stop].rstrip(b"\x00").endswith(b"\xff\xd9")
+        return stop <= len(data) and ended(data[start:stop])
     if data[:2] not in (b"\xff\xd8", b"\xff\x4f"):
         return True
     if data[-2:] == b"\xff\xd9" or data[-3:] == b"\xff\xd9\x00":
         return True
-    return data.rstrip(b"\x00").endswith(b"\xff\xd9")
+    return ended(data)
+
+
+def ended(tail: bytes) -> bool:
+    """Whether these bytes, the last of some, end with the end marker of JPEG and JPEG 2000, padding aside."""
+    return tail.rstrip(_PADDING).endswith(b"\xff\xd9")
 
 
 def jpeg_head(data: bytes) -> bytes | None:

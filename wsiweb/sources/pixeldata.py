@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wsiweb.codestream import ended as stream_ended
 from wsiweb.errors import MetadataError, SourceError
 from wsiweb.locks import module_lock
 
@@ -30,7 +31,8 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x00\x0c")
-_STREAM_END = b"\xff\xd9"
+_TAIL_BYTES = 64
+"""Of a fragment, in which its end marker is looked for: some writers pad generously."""
 _MARKED_HEADS = (b"\xff\xd8", b"\xff\x4f")
 _PLAUSIBLE_BYTES = 16 << 20
 """Are read without asking first whether the file has them."""
@@ -294,10 +296,11 @@ class EncapsulatedFrames:
         for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
             if not firsts or (ended and file.read(4, offset).startswith(_STREAM_HEADS)):
                 firsts.append(number)
-            tail = file.read(4, offset + max(length - 4, 0)).rstrip(b"\0")
+            size = min(length, _TAIL_BYTES)
+            tail = file.read(size, offset + length - size)
             # JPEG and JPEG 2000 end with FFD9, whatever fragments within them begin with; others have no such mark.
             marked = file.read(2, int(offsets[firsts[-1]])).startswith(_MARKED_HEADS)
-            ended = tail.endswith(_STREAM_END) or not marked
+            ended = stream_ended(tail) or not marked
         if len(firsts) != self._number_of_frames:
             raise MetadataError(
                 f"{file.path}: {count} fragments without an offset table cannot be told apart into "
