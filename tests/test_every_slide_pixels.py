@@ -24,9 +24,12 @@ from kinds_pixels import (
     rle,
     write_kind,
 )
-from kinds_writer import assert_reads
+from kinds_writer import SIZE, TILE, assert_reads, blank, new_slide, store
 from pydicom.data import get_palette_files
 from pydicom.pixels.processing import apply_color_lut
+from synthetic import _tiles
+
+from wsiweb import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +142,38 @@ def test_wide_colour_is_scaled_to_8_bits(
     kind = PixelKind(syntax, image, encode or in_so_many_bits, shown, {"BitsStored": bits})
     slide = write_kind(tmp_path, kind)
     assert_reads(open_slide(slide), slide)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode", "high_bit", "read"),
+    [
+        (NATIVE, raw, 15, False),
+        (syntaxes.RLELossless, rle, 13, False),
+        (syntaxes.JPEGLSLossless, jpeg_ls, 15, True),
+        (NATIVE, raw, 7, True),
+        (NATIVE, raw, 99, True),
+    ],
+)
+def test_samples_that_are_not_the_lowest_bits(
+    tmp_path: Path,
+    open_slide: Opener,
+    syntax: syntaxes.UID,
+    encode: Callable[[Array], bytes],
+    high_bit: int,
+    read: bool,
+) -> None:
+    """They are refused (PS3.5 8.1.1); a code stream knows its depth, and what cannot be is not believed."""
+    slide, image = new_slide(tmp_path), gray(12)
+    ds = blank(slide, content="mono16")
+    ds.BitsStored, ds.HighBit = 12, high_bit
+    shift = 0 if read else high_bit - 11
+    store(slide, ds, [encode(tile << shift) for _, _, tile in _tiles(image, TILE)], syntax=syntax)
+    opened = open_slide(slide)
+    if read:
+        np.testing.assert_array_equal(opened.read_region(0, 0, 0, *SIZE), image)
+    else:
+        with pytest.raises(UnsupportedError, match=f"HighBit is {high_bit}"):
+            opened.read_region(0, 0, 0, *SIZE)
 
 
 def palette(entries: int, first: int, bits: int) -> tuple[dict[str, Any], Array]:

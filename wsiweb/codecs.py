@@ -339,6 +339,11 @@ def _stored_bits(samples: Pixels, pixels: PixelFormat) -> Pixels:
     """Take samples without the bits above BitsStored, which are none of theirs (PS3.5 8.1.1)."""
     if pixels.bits_stored == pixels.bits_allocated:
         return samples
+    if pixels.shift:  # code streams carry their own depth
+        raise UnsupportedError(
+            f"Samples whose {pixels.bits_stored} bits begin at bit {pixels.shift} are not read (HighBit is "
+            f"{pixels.bits_stored + pixels.shift - 1}): they have to be the lowest."
+        )
     stored: Pixels = samples & samples.dtype.type((1 << pixels.bits_stored) - 1)
     return stored
 

@@ -52,6 +52,7 @@ TAGS = {
     "PixelSpacing": "00280030",
     "BitsAllocated": "00280100",
     "BitsStored": "00280101",
+    "HighBit": "00280102",
     "PixelRepresentation": "00280103",
     "RedPaletteColorLookupTableDescriptor": "00281101",
     "GreenPaletteColorLookupTableDescriptor": "00281102",

@@ -44,6 +44,8 @@ class PixelFormat:
     """Of PALETTE COLOR."""
     photometric_forced: bool = False
     """Whether the user has stated it: then it goes before the code stream."""
+    shift: int = 0
+    """Bits of a sample below those stored, where these are not the lowest: HighBit + 1 - BitsStored (PS3.5 8.1.1)."""
 
     @property
     def colour(self) -> bool:
@@ -259,18 +261,20 @@ def _pixel_format(attributes: Attributes) -> PixelFormat:
     if samples is None:
         samples = 1 if photometric is None or photometric.startswith(("MONO", "PALETTE")) else 3
     bits_allocated = attributes.integer("BitsAllocated") or 8
-    bits_stored = attributes.integer("BitsStored") or bits_allocated
+    bits_stored = max(min(attributes.integer("BitsStored") or bits_allocated, bits_allocated), 1)
+    high_bit = attributes.optional_number("HighBit") or 0
     return PixelFormat(
         rows=attributes.required_integer("Rows", high=65535),
         columns=attributes.required_integer("Columns", high=65535),
         samples_per_pixel=samples,
         bits_allocated=bits_allocated,
-        bits_stored=max(min(bits_stored, bits_allocated), 1),
+        bits_stored=bits_stored,
         signed=attributes.integer("PixelRepresentation") == 1,
         photometric=photometric or ("MONOCHROME2" if samples == 1 else "RGB"),
         planar_configuration=attributes.integer("PlanarConfiguration") or 0,
         lossy=attributes.string("LossyImageCompression") == "01",
         palette=read_palette(attributes) if photometric == "PALETTE COLOR" else None,
+        shift=max(int(high_bit) + 1 - bits_stored, 0) if high_bit < bits_allocated else 0,
     )
 
 
