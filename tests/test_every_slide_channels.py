@@ -26,7 +26,7 @@ from kinds_writer import (
 from pydicom.uid import generate_uid
 from synthetic import pattern, srgb_profile
 
-from wsiweb import ReadOptions, RegionError, WsiWebError
+from wsiweb import MetadataWarning, ReadOptions, RegionError, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -365,3 +365,18 @@ def test_the_thumbnail_is_of_the_default_path(
     shown = opened.thumbnail(75)
     assert shown.dtype == np.uint16
     assert np.array_equal(shown, picture) == taken
+
+
+def test_planes_that_nothing_tells_apart(tmp_path: Path, open_slide: Opener) -> None:
+    """TILED_FULL has no other place for their distance than SpacingBetweenSlices; that planes are hidden is said."""
+    slide, keys = new_slide(tmp_path), [("1", plane) for plane in (0.0, 1.0, 2.0)]
+    images = images_for(keys)
+    for n, size in enumerate(SIZES):
+        ds = blank(slide, size, content="mono8", keys=keys, mpp=(0.5 * (n + 1), 0.5 * (n + 1)))
+        del ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+        add_level(slide, ds, images if n == 0 else images_for(keys, size))
+    with pytest.warns(MetadataWarning, match=r"3 focal planes.*SpacingBetweenSlices") as warned:
+        opened = open_slide(slide)
+    assert len(warned) == 1
+    assert opened.focal_planes == (0.0,)
+    assert_image(opened, 0, images["1", 0.0])

@@ -56,6 +56,11 @@ class Image:
         """(w, h) of the total pixel matrix."""
         return self.lead.matrix_width, self.lead.matrix_height
 
+    @property
+    def planes_alike(self) -> bool:
+        """Whether nothing tells its focal planes apart, so that the first stands for all."""
+        return not self.sparse and self.lead.number_of_focal_planes > 1 and not self.lead.plane_spacing_um
+
     @classmethod
     def build(cls, parts: Sequence[Instance], members: Sequence[int]) -> Self:
         """Make an image of its parts.
@@ -176,7 +181,7 @@ def _full_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[Ch
                 first_frame=(path_position * planes + plane) * columns * rows,
                 frames=frames,
             )
-            # Without SpacingBetweenSlices nothing tells planes apart, and the first stands for all.
+            # Where nothing tells planes apart, they have one key, and the first stands for all.
             indexes.setdefault((path.identifier, plane_key(lead.first_plane_um + plane * lead.plane_spacing_um)), index)
     return indexes
 

@@ -165,6 +165,12 @@ def build_pyramids(
         raise MetadataError(" ".join(problems) or "There is no VOLUME image.")
     for problem in problems:
         report(f"{problem} This image is left out.")
+    alike = [image.lead for image in images if image.planes_alike]
+    if alike:
+        report(
+            f"Instance {alike[0].address.instance_uid} has {alike[0].number_of_focal_planes} focal planes, and no "
+            f"SpacingBetweenSlices that tells them apart: only the first is read."
+        )
     series = list(dict.fromkeys(instance.address.series_uid for instance in instances if instance.flavor == "VOLUME"))
     if len(series) > 1:
         images = _distinct_paths(images, series)
