@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import shutil
 import threading
+from contextlib import ExitStack
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -420,6 +423,54 @@ def test_a_link_to_nowhere_is_told(truth: SyntheticSlide, tmp_path: Path) -> Non
         Slide.open(tmp_path).close()
     with pytest.raises(SlideNotFoundError, match="does not exist"):
         Slide.open([tmp_path / "level.dcm"])
+
+
+@pytest.fixture
+def few_files() -> Iterator[Callable[[int], None]]:
+    """Let so many more files be open than those that are."""
+    resource: Any = pytest.importorskip("resource", reason="needs limits of open files")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(spare: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_no_level_is_missing_when_files_run_out(truth: SyntheticSlide, few_files: Callable[[int], None]) -> None:
+    refused, whole = [], 0
+    Slide.open(truth.folder).close()  # imports need files, too
+    for spare in range(8):
+        few_files(spare)
+        try:
+            with Slide.open(truth.folder) as slide:
+                assert len(slide.levels) == len(truth.levels)
+                whole += 1
+        except SourceError as error:
+            refused.append(str(error))
+    assert whole
+    assert refused
+    assert all("Too many open files" in message and "ulimit -n" in message for message in refused)
+
+
+def test_slides_that_are_not_read_hold_no_file(truth: SyntheticSlide, few_files: Callable[[int], None]) -> None:
+    with ExitStack() as stack:
+        few_files(8)
+        slides = [stack.enter_context(Slide.open(truth.folder)) for _ in range(10)]
+        np.testing.assert_array_equal(slides[3].read_region(0, 5, 5, 9, 9), truth.truth(0, 5, 5, 9, 9))
+
+
+def test_a_disk_that_fails_is_not_a_broken_file(truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    with pytest.raises(SourceError, match=r"\.dcm cannot be read: .*error\. .*again"):
+        Slide.open(truth.folder)
 
 
 def test_a_dicomdir_is_no_image(truth: SyntheticSlide, tmp_path: Path) -> None:

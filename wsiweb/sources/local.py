@@ -11,6 +11,7 @@ from wsiweb.errors import MetadataError, SlideNotFoundError, SourceError
 from wsiweb.metadata import is_level
 from wsiweb.sources.base import SPREAD, EncodedFrame
 from wsiweb.sources.part10 import NotDicomError, Part10File
+from wsiweb.sources.pixeldata import SystemFailureError, unreadable
 from wsiweb.stats import ReadStats
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class LocalSource:
                     raise SlideNotFoundError(str(error)) from error
                 continue
             except (MetadataError, SourceError) as error:
-                if named:
+                if named or isinstance(error, SystemFailureError):
                     raise
                 problems.append(str(error))
                 continue
@@ -93,8 +94,6 @@ class LocalSource:
             if self._belongs(dataset) and file.instance_uid not in self._files:
                 self._files[file.instance_uid] = file
                 datasets.append(dataset)
-            else:
-                file.close()
         if not datasets:
             where = ", ".join(map(str, self._paths))
             wanted = f"series {', '.join(self._series_uids)}" if self._series_uids else f"study {self._study_uid}"
@@ -122,7 +121,7 @@ class LocalSource:
         """Yield files, and whether the user named each."""
         for path in self._paths:
             if path.is_dir():
-                for folder, subfolders, names in os.walk(path):
+                for folder, subfolders, names in os.walk(path, onerror=_pass_over):
                     subfolders.sort()
                     for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
                         if file.is_file() or not file.exists():  # no pipe, but a link to nowhere, which is reported
@@ -170,3 +169,10 @@ class LocalSource:
         """Close the files."""
         for file in self._files.values():
             file.close()
+
+
+def _pass_over(error: OSError) -> None:
+    """Do without a folder that this user may not list, and not without one for which the system has failed."""
+    failure = unreadable(error.filename, "listed", error)
+    if isinstance(failure, SystemFailureError):
+        raise failure from error

@@ -22,8 +22,10 @@ from wsiweb.sources.pixeldata import (
     MemoryFile,
     NativeFrames,
     RandomAccessFile,
+    SystemFailureError,
     finding,
     native_size,
+    unreadable,
 )
 from wsiweb.transfer_syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
@@ -55,6 +57,8 @@ class NotDicomError(MetadataError):
 class Part10File:
     """One DICOM file. Opening reads the header; frames are read when asked for, from any thread.
 
+    From the first frame on the file is held open.
+
     Parameters
     ----------
     path
@@ -67,7 +71,7 @@ class Part10File:
     MetadataError
         Its header cannot be read.
     SourceError
-        The file cannot be opened.
+        The file cannot be opened; ``SystemFailureError`` where that is not the file's fault.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,9 +88,8 @@ class Part10File:
                 self.number_of_frames = int(dataset.get("NumberOfFrames", 1) or 1)
                 self._frame_sizes = _frame_sizes(dataset)
                 self._bits_allocated = int(dataset.get("BitsAllocated", 8) or 8)
-        except BaseException:
+        finally:  # a slide of many files may be opened, and few of them read
             self._file.close()
-            raise
 
     def __getstate__(self) -> dict[str, Any]:
         # Small, whatever the number of frames: what is left out is read again where it is needed.
@@ -191,6 +194,8 @@ class Part10File:
                     found[f"{tag:08X}"] = {"vr": "SQ", "Value": [self._to_json(item) for item in element.value]}
                 else:
                     found[f"{tag:08X}"] = self._little_endian(element).to_json_dict(None, 0)
+            except MemoryError:
+                raise
             except Exception as error:  # noqa: BLE001  (pydicom raises many kinds for malformed values)
                 logger.warning("%s: element %s is left out: %s", self.path, tag, error)
         return found
@@ -262,6 +267,9 @@ class Part10File:
         except (SourceError, MemoryError):
             raise
         except Exception as error:
+            failure = unreadable(self.path, "read", error) if isinstance(error, OSError) else None
+            if isinstance(failure, SystemFailureError):
+                raise failure from error
             raise MetadataError(f"The header of {self.path} cannot be read: {error}.") from error
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ Offsets are 64-bit throughout and reads are positional, so any number of threads
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import struct
@@ -41,6 +42,27 @@ finding = module_lock()
 """Held by the thread that looks for the frames of a file; others that read it wait for what it finds."""
 
 
+_REMEDIES = {
+    errno.EMFILE: "Close slides that are not read any more, or raise the limit of open files (ulimit -n).",
+    errno.ENFILE: "Close slides and programs that are not needed, or raise the system's limit of open files.",
+    errno.ENOMEM: "Read less at a time, or close what else takes memory.",
+    errno.EIO: "Check the disk, or the connection to it, and open the slide again.",
+}
+"""What to do about failures of the process, or of what is below it."""
+
+
+class SystemFailureError(SourceError):
+    """The file may be sound: who does without it loses a part of the slide."""
+
+
+def unreadable(path: object, what: str, error: OSError) -> SourceError:
+    """Return an error of ours that says what cannot be done to a file, and whether that is the file's fault."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return SourceError(f"{path} cannot be {what}: {error.strerror}.")
+    return SystemFailureError(f"{path} cannot be {what}: {error.strerror}. {remedy}")
+
+
 class _Descriptor:
     """An open file, closed when the last thread that reads it has let go: its number never means another file."""
 
@@ -48,7 +70,7 @@ class _Descriptor:
         try:
             self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+            raise unreadable(path, "opened", error) from error
         weakref.finalize(self, os.close, self.number)
 
 
@@ -94,7 +116,7 @@ class RandomAccessFile:
         except OverflowError:  # an offset that no file has
             return b""
         except OSError as error:
-            raise SourceError(f"{self.path} cannot be read: {error.strerror}.") from error
+            raise unreadable(self.path, "read", error) from error
         return data
 
     @property
