@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -248,3 +249,74 @@ def test_streams_go_on(slide: Slide) -> None:
     assert begun + [sample["index"] for sample in again] == whole
     with pytest.raises(RegionError):
         PatchIterableDataset(patches, rank=2, world_size=2)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_streams_go_on_in_workers(slide: Slide, method: str, persistent: bool) -> None:
+    """What is left is shared out among them; later epochs are whole, however often loaders are seeded alike."""
+    plans = [slide.patches(64), slide.patches(100)]
+    begun = PatchIterableDataset(plans, seed=2)
+    whole = [(sample["slide"], sample["index"]) for sample in begun]
+    taken = len(plans[0]) + 3
+    for _ in zip(range(taken), begun, strict=False):
+        pass
+    dataset = PatchIterableDataset(plans, seed=2)
+    dataset.load_state_dict(begun.state_dict())
+    dataset.set_epoch(0)  # the present one
+    assert dataset.state_dict() == {"epoch": 0, "taken": taken}
+    loader = data.DataLoader(
+        dataset, batch_size=None, num_workers=3, multiprocessing_context=method, persistent_workers=persistent
+    )
+    for expected in (whole[taken:], whole, whole):
+        torch.manual_seed(5)
+        seen = [(sample["slide"], sample["index"]) for sample in loader]
+        assert sorted(seen) == sorted(expected)
+        assert dataset.state_dict() == {"epoch": 0, "taken": 0}
+    dataset.load_state_dict({"epoch": 0, "taken": taken})
+    dataset.set_epoch(1)
+    assert len(list(loader)) == len(whole)
+
+
+def test_a_stream_that_went_on_in_one_place_begins_anew_in_others(slide: Slide) -> None:
+    dataset = PatchIterableDataset(slide.patches(64), seed=2)
+    for order in ((0, 2), (2, 0), (2, 3)):
+        dataset.load_state_dict({"epoch": 0, "taken": 13})
+        loaders = [data.DataLoader(dataset, batch_size=None, num_workers=workers) for workers in order]
+        assert [len(list(loader)) for loader in loaders] == [len(dataset) - 13, len(dataset)]
+
+
+def test_streams_of_workers_go_on(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from its own state, as torchdata's StatefulDataLoader saves it; also where the epoch had been resumed."""
+
+    def in_worker(number: int | None, workers: int = 2) -> None:
+        info = None if number is None else SimpleNamespace(id=number, num_workers=workers, seed=77 + number)
+        monkeypatch.setattr("wsiweb.torch.get_worker_info", lambda: info)
+
+    patches = slide.patches(64)
+    whole = [sample["index"] for sample in PatchIterableDataset(patches, seed=2)]
+    first = PatchIterableDataset(patches, seed=2)
+    first.load_state_dict({"epoch": 0, "taken": 5})
+    seen, states = whole[:5], []
+    for number, count in enumerate((4, 7)):
+        in_worker(number)
+        stream = iter(copy := pickle.loads(pickle.dumps(first)))
+        seen += [next(stream)["index"] for _ in range(count)]
+        states.append(copy.state_dict())
+    for number, state in enumerate(states):
+        in_worker(number)
+        again = PatchIterableDataset(patches, seed=2)
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        seen += [sample["index"] for sample in again]
+        again.load_state_dict(again.state_dict())  # its part is read, and others' is not
+        assert list(again) == []
+        assert len(list(again)) == len(patches) // 2
+        for other in ((1 - number, 2), (number, 3), (None,)):
+            in_worker(*other)
+            with pytest.raises(RegionError, match=f"worker {number} of 2"):
+                again.load_state_dict(state)
+    assert sorted(seen) == sorted(whole)
+    in_worker(0)
+    with pytest.raises(RegionError, match="main process"):
+        first.load_state_dict({"epoch": 0, "taken": 5})

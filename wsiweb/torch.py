@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _READ_AHEAD_BATCH = 32
 """Patches that an iterable dataset takes from the reader at a time."""
+_MOST_WORKERS = 1024
+"""Of a loader, of which it is known whether they have gone on with a stream."""
 
 
 def _samples(
@@ -168,62 +170,151 @@ class PatchIterableDataset(IterableDataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.transform = transform
-        shared: Any = torch.zeros((), dtype=torch.int64)
-        self._epoch = shared.share_memory_()  # workers that persist see it change
-        self._taken = 0
-        self._skip = 0  # of the next iteration
+        self._start = _Start()
+        self._before = self._taken = 0  # of the present iteration: of all workers, and by this one
+        self._loaded: dict[str, int] | None = None  # in a worker
 
     @property
     def epoch(self) -> int:
         """Of the order; the same in all workers of this process."""
-        return int(self._epoch)
+        return self._start.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
+        self._start.set(epoch, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, which changes the order where there is a seed, from the next iteration on."""
-        self.epoch = epoch
-        self._taken = self._skip = 0
+        """Choose the epoch, which changes the order where there is a seed, from the next iteration on.
+
+        Another epoch than the present one begins anew, whatever was loaded.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._taken = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return where this process's (or worker's) stream is."""
-        return {"epoch": self.epoch, "taken": self._taken}
+        """Return where this process's stream is, or this worker's.
+
+        The main process counts what it reads itself. How far workers are, whose samples wait in queues, their loader
+        alone can tell: ``StatefulDataLoader`` of torchdata keeps the state of each.
+        """
+        worker = get_worker_info()
+        if worker is None:
+            return {"epoch": self.epoch, "taken": self._start.taken or self._taken}
+        if self._loaded is not None:
+            return dict(self._loaded)
+        return {"epoch": self.epoch, "taken": self._taken, "before": self._before, "worker": worker.id,
+                "workers": worker.num_workers}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on where another stream of the same part was; those after it begin anew."""
-        self.epoch = state["epoch"]
-        self._taken = self._skip = state["taken"]
+        """Let the next iteration go on where another stream of the same part was; those after it begin anew.
+
+        In the main process workers, however many, share out what is left. What counts as taken is the beginning of the
+        order in which one process reads: a count of what workers delivered, who take turns, is no such state.
+
+        Raises
+        ------
+        RegionError
+            The state is of another worker than this one, or of one among more or fewer.
+        """
+        worker = get_worker_info()
+        here = (None, None) if worker is None else (worker.id, worker.num_workers)
+        saved = state.get("worker"), state.get("workers")
+        if saved != here:
+            raise RegionError(
+                f"This state was saved in {_place(*saved)} and is loaded in {_place(*here)}, which reads another part. "
+                f"Load it where it was saved, with as many workers."
+            )
+        if worker is None:
+            self._start.set(state["epoch"], state["taken"])
+            self._taken = 0
+        else:
+            self.epoch = state["epoch"]
+            self._loaded = dict(state)
 
     def __len__(self) -> int:
         """Return how many patches this rank gets in all its workers."""
         return sum(len(plan) // self.world_size for plan in self.plans)
 
     def __iter__(self) -> Iterator[Sample]:
-        parts = [self._part(plan) for plan in self.plans]
-        skip = self._taken = self._skip
-        self._skip = 0
-        for number, part in enumerate(parts):
-            parts[number] = part[min(skip, len(part)) :]
-            skip -= min(skip, len(part))
+        worker = get_worker_info()
+        loaded, self._loaded = self._loaded, None
+        self._before = self._start.use(worker) if loaded is None else loaded["before"]
+        self._taken = 0 if loaded is None else loaded["taken"]
+        parts = _without(self._before, [self._part(plan) for plan in self.plans])
+        if worker is None:
+            self._before, self._taken = 0, self._before
+        else:  # a run of each, so that neighbours stay together
+            bounds = [[len(part) * (worker.id + step) // worker.num_workers for step in (0, 1)] for part in parts]
+            parts = [part[start:stop] for part, (start, stop) in zip(parts, bounds, strict=True)]
+            parts = _without(self._taken, parts)
+        return self._stream(parts)
+
+    def _stream(self, parts: list[PatchPlan]) -> Iterator[Sample]:
         for number, batch in chained(parts, _READ_AHEAD_BATCH):
             for sample in _samples(batch, None, self.transform):
                 self._taken += 1
                 yield sample if len(parts) == 1 else {**sample, "slide": number}
-        self._taken = 0
+        if get_worker_info() is None:  # a worker whose part is read waits for the others
+            self._taken = 0
 
     def _part(self, plan: PatchPlan) -> PatchPlan:
-        """Return what of a plan this rank's worker reads: a run of it, so that neighbours stay together."""
+        """Return what of a plan this rank reads."""
         if self.seed is not None:
             plan = plan.shuffle(self.seed + self.epoch)
         each = len(plan) // self.world_size
-        mine = plan[self.rank * each : (self.rank + 1) * each]
-        worker = get_worker_info()
+        return plan[self.rank * each : (self.rank + 1) * each]
+
+
+class _Start:
+    """Where the next iteration starts, in memory that workers share: they see it change, and use it up together."""
+
+    def __init__(self) -> None:
+        fields: Any = torch.zeros(3 + _MOST_WORKERS, dtype=torch.int64)
+        self._fields = fields.share_memory_()  # epoch, taken, the loader whose workers go on, and which of them do
+
+    @property
+    def epoch(self) -> int:
+        return int(self._fields[0])
+
+    @property
+    def taken(self) -> int:
+        """Of the epoch, before; 0 once the next iteration has begun."""
+        return 0 if self._fields[2] else int(self._fields[1])
+
+    def set(self, epoch: int, taken: int) -> None:
+        self._fields[1:] = 0
+        self._fields[0] = epoch
+        self._fields[1] = taken
+
+    def use(self, worker: Any) -> int:
+        """Return what was taken before: once to this process, or once to each worker of the first loader that asks."""
         if worker is None:
-            return mine
-        start, stop = (len(mine) * (worker.id + step) // worker.num_workers for step in (0, 1))
-        return mine[start:stop]
+            taken = self.taken
+            self._fields[1:] = 0
+            return taken
+        # All workers of a pass have one base seed. Another pass may be seeded alike.
+        loader = hash((worker.seed - worker.id, worker.num_workers)) | 1
+        if not self._fields[2]:
+            self._fields[2] = loader
+        if self._fields[2] != loader or self._fields[3 + worker.id]:
+            return 0
+        self._fields[3 + worker.id] = 1
+        return int(self._fields[1])
+
+
+def _without(taken: int, parts: Iterable[PatchPlan]) -> list[PatchPlan]:
+    """Return what is left of plans, one after the other, when so much was taken."""
+    left = []
+    for part in parts:
+        skip = min(taken, len(part))
+        left.append(part[skip:])
+        taken -= skip
+    return left
+
+
+def _place(worker: int | None, workers: int | None) -> str:
+    return "the main process" if worker is None else f"worker {worker} of {workers}"
 
 
 def _several(plans: PatchPlan | Iterable[PatchPlan]) -> tuple[PatchPlan, ...]:
