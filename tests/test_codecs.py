@@ -499,6 +499,27 @@ def test_unsupported_pixels(change: dict[str, Any]) -> None:
         decode(EncodedFrame(1, raw(RGB)), described(RGB, **change), transfer_syntax_uid=None, visible=(WIDTH, HEIGHT))
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), ImportError("no such codec")])
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if name not in ("native", "big endian")])
+def test_what_is_not_the_frames_fault_is_not_said_to_be(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    syntax, encode = ENCODINGS[name]
+    frame, pixels = EncodedFrame(1, encode(RGB), None, None), described(RGB)
+    decoder = FrameDecoder(pixels, syntax)
+    for known in (False, True):
+        with monkeypatch.context() as patched:
+            for codec in ("jpeg8", "jpegls", "jpeg2k", "jpegxl", "packbits"):
+                patched.setitem(decoders._decoders, f"{codec}_decode", fail)
+            with pytest.raises(type(error), match=str(error)):
+                decoder.decode(frame, (WIDTH, HEIGHT))
+        if not known:
+            decoder.decode(frame, (WIDTH, HEIGHT))
+
+
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", "1.2.3"])
 def test_unsupported_syntaxes_are_named(syntax: str) -> None:
     with pytest.raises(UnsupportedError, match=syntax):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 _RLE_PADDING_BYTES = 16
+_NOT_OF_THE_FRAME = MemoryError, ImportError
+"""What a decoder raises whatever the bytes are: the caller shall have it as it is."""
 
 
 class TruncatedFrameError(DecodeError):
@@ -64,6 +66,8 @@ class FrameDecoder:
         ):
             try:
                 return _decode_jpeg(data, known.space, self._empty(known.shape, np.uint8))
+            except _NOT_OF_THE_FRAME:
+                raise
             except Exception as error:  # imagecodecs' own classes
                 raise _undecodable(Coding.JPEG, error) from error
         image = decode(
@@ -228,7 +232,7 @@ def _decode_stream(
             return _call_decoder(data, stream, pixels, empty)
         jpeg = _jpeg_within(data)  # so that the pixels, and the rules of colour, are those of the JPEG
         inner = inspect(jpeg)
-    except (DecodeError, UnsupportedError):
+    except (DecodeError, UnsupportedError, *_NOT_OF_THE_FRAME):
         raise
     except Exception as error:  # every codec has exception classes of its own
         raise _undecodable(stream.coding, error) from error
@@ -308,6 +312,8 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> _Decoded:
     for plane, start, stop in zip(planes.reshape(count, area), bounds, bounds[1:], strict=False):
         try:
             segment = np.frombuffer(decoder("packbits_decode")(data[start:stop]), np.uint8)
+        except _NOT_OF_THE_FRAME:
+            raise
         except Exception as error:  # imagecodecs' own classes
             raise TruncatedFrameError(f"The RLE code stream does not decode: {error}") from error
         if not area <= len(segment) <= area + _RLE_PADDING_BYTES:
