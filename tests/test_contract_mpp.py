@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Opener, SlideMaker
+    from pydicom import Dataset
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,24 @@ def test_pixels_are_square_where_the_level_is_not(open_slide: Opener, tmp_path: 
     result = slide.read_region_mpp(1.0, 0, 0, 300, 200)
     expected = oracle.reduce_by_area(truth.levels[1].pixels["1", 0.0], 2, 1, 300, 200)
     assert np.abs(result - expected).max() <= 1
+
+
+def test_each_axis_is_reduced_or_enlarged_by_itself(open_slide: Opener, tmp_path: Path) -> None:
+    """Of 0.1 x 0.5 micrometres, read at 0.4: each pixel is the mean of four along x, between two along y."""
+
+    def stretch(dataset: Dataset) -> None:
+        dataset.ImagedVolumeWidth, dataset.ImagedVolumeHeight = 600 * 0.1 / 1000, 400 * 0.5 / 1000
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.5 / 1000, 0.1 / 1000]
+
+    truth = make_slide(tmp_path, content="mono8", sizes=((600, 400),), change=stretch)
+    slide = open_slide(truth)
+    assert slide.mpp == (0.1, 0.5)
+    means = truth.levels[0].pixels[truth.default_key].reshape(400, 150, 4).mean(axis=2)
+    centres = (np.arange(500) + 0.5) * 0.8 - 0.5
+    expected = np.stack([np.interp(centres, np.arange(400), column) for column in means.T], axis=1)
+    for x, y, w, h in ((0, 0, 150, 500), (16, 60, 16, 70)):
+        result = slide.read_region_mpp(0.4, x, y, w, h)
+        assert np.abs(result - expected[y : y + h, x : x + w]).max() <= 1
 
 
 def test_virtual_levels_end_where_the_slide_ends(open_slide: Opener, synthetic: SlideMaker) -> None:

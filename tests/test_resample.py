@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tracemalloc
 from fractions import Fraction
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 
 from wsiweb import blockmean, resample
 from wsiweb.errors import RegionError
-from wsiweb.resample import enlarge_bilinear, reduce_area
+from wsiweb.resample import resample_array
 
 Array = npt.NDArray[Any]
 Pair = tuple[float, float]
+
+reduce_area = functools.partial(resample_array, bilinear=(False, False))
+enlarge_bilinear = functools.partial(resample_array, bilinear=(True, True))
 
 
 def noise(*shape: int, dtype: npt.DTypeLike = np.uint8, seed: int = 0) -> Array:

@@ -75,20 +75,23 @@ class _Tile:
         return int(self.blocks.stop - self.blocks.start)
 
 
-def reduce_area(
+def resample_array(
     source: npt.NDArray[_Sample],
     *,
     origin: tuple[float, float],
     scale: tuple[float, float],
     size: tuple[int, int],
+    bilinear: tuple[bool, bool],
     out: npt.NDArray[_Sample] | None = None,
     scratch: Empty = np.empty,
 ) -> npt.NDArray[_Sample]:
-    """Reduce by area weighting.
+    """Resample to any scale, each axis in its own way.
 
-    Output pixel (i, j) is the mean over the source rectangle from ``origin + (i, j) * scale`` to
-    ``origin + (i + 1, j + 1) * scale``, whose border pixels count by the share that is covered. Parts outside the
-    source are left out of the mean, so that nothing bleeds in at the border of a slide.
+    Output pixel (i, j) lies on the source rectangle from ``origin + (i, j) * scale`` to
+    ``origin + (i + 1, j + 1) * scale``. By area weighting it is the mean of that, whose border pixels count by the
+    share that is covered; parts outside the source are left out of the mean, so that nothing bleeds in at the border
+    of a slide. Bilinearly it is what lies at its centre, between the centres of source pixels, of which the first is
+    at (0.5, 0.5); beyond the outermost centres the border pixels go on.
 
     Parameters
     ----------
@@ -100,6 +103,8 @@ def reduce_area(
         Source pixels for each output pixel, (x, y).
     size
         (w, h) of the output.
+    bilinear
+        Which axes, (x, y), are interpolated: those that are enlarged. The others are weighted by area.
     out
         Array of that size and of the source's type to write to; None makes one.
     scratch
@@ -112,63 +117,19 @@ def reduce_area(
     Raises
     ------
     RegionError
-        An output pixel lies outside the source, or there is nothing to make.
+        An output pixel that is weighted by area lies outside the source, or there is nothing to make.
     """
     _check(source, origin, scale, size)
     whole_x = _whole(origin[0], scale[0], size[0], source.shape[1])
     whole_y = _whole(origin[1], scale[1], size[1], source.shape[0])
-    wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y else None
+    wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y and not any(bilinear) else None
     if whole_x and whole_y and wide is not None:
         result = np.empty((size[1], size[0], *source.shape[2:]), source.dtype) if out is None else out
         blocks = np.atleast_3d(source[whole_y[0] :, whole_x[0] :])
         reduce_blocks(blocks, (whole_x[1], whole_y[1]), np.atleast_3d(result), wide, scratch)
         return result
-    rows = _area_taps(origin[1], scale[1], size[1], source.shape[0], "rows")
-    columns = _area_taps(origin[0], scale[0], size[0], source.shape[1], "columns")
-    return _resample(source, rows, columns, scale, out, scratch)
-
-
-def enlarge_bilinear(
-    source: npt.NDArray[_Sample],
-    *,
-    origin: tuple[float, float],
-    scale: tuple[float, float],
-    size: tuple[int, int],
-    out: npt.NDArray[_Sample] | None = None,
-    scratch: Empty = np.empty,
-) -> npt.NDArray[_Sample]:
-    """Enlarge by bilinear interpolation between the centres of source pixels.
-
-    The centre of output pixel (i, j) lies at ``origin + (i + 0.5, j + 0.5) * scale``; the centre of the first
-    source pixel at (0.5, 0.5). Beyond the outermost centres the border pixels go on.
-
-    Parameters
-    ----------
-    source
-        ``(rows, columns, 3)`` or ``(rows, columns)``, uint8 or uint16.
-    origin
-        Top left corner (x, y) of the output, in pixels of ``source``.
-    scale
-        Source pixels for each output pixel, (x, y); less than 1.
-    size
-        (w, h) of the output.
-    out
-        Array of that size and of the source's type to write to; None makes one.
-    scratch
-        Makes arrays for intermediate sums, as ``numpy.empty`` does.
-
-    Returns
-    -------
-    ``out``, or a new array: ``(h, w, 3)`` or ``(h, w)`` of the source's type; rounded half up.
-
-    Raises
-    ------
-    RegionError
-        There is nothing to make.
-    """
-    _check(source, origin, scale, size)
-    rows = _bilinear_taps(origin[1], scale[1], size[1], source.shape[0])
-    columns = _bilinear_taps(origin[0], scale[0], size[0], source.shape[1])
+    rows = _taps(origin[1], scale[1], size[1], source.shape[0], "rows", bilinear=bilinear[1])
+    columns = _taps(origin[0], scale[0], size[0], source.shape[1], "columns", bilinear=bilinear[0])
     return _resample(source, rows, columns, scale, out, scratch)
 
 
@@ -184,6 +145,12 @@ def _check(
         raise RegionError(f"An image has at least one pixel; {size[0]} x {size[1]} were asked for.")
     if not (all(map(math.isfinite, (*origin, *scale))) and min(scale) > 0):
         raise RegionError(f"Scale must be positive and the origin finite, not {scale} and {origin}.")
+
+
+def _taps(origin: float, scale: float, count: int, available: int, axis: str, *, bilinear: bool) -> _Taps:
+    if bilinear:
+        return _bilinear_taps(origin, scale, count, available)
+    return _area_taps(origin, scale, count, available, axis)
 
 
 def _area_taps(origin: float, scale: float, count: int, available: int, axis: str) -> _Taps:

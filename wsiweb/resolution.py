@@ -11,7 +11,7 @@ import numpy as np
 from wsiweb.colour import paint
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.resample import enlarge_bilinear, reduce_area
+from wsiweb.resample import resample_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,9 +67,14 @@ class View:
         return self.scale[0] * level.base_size[0] / level.width, self.scale[1] * level.base_size[1] / level.height
 
     @property
-    def margin(self) -> int:
-        """Pixels of the level around those that a region shows, which it is made from as well."""
-        return int(min(self.scale) < 1)  # a bilinear pixel looks at its neighbours
+    def enlarged(self) -> tuple[bool, bool]:
+        """Whether the level is enlarged along (x, y): bilinearly. Otherwise it is reduced, by area."""
+        return self.scale[0] < 1 - TOLERANCE, self.scale[1] < 1 - TOLERANCE
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Pixels of the level, along (x, y), around those that a region shows, which it is made from as well."""
+        return int(self.enlarged[0]), int(self.enlarged[1])  # a bilinear pixel looks at its neighbours
 
     def source_of(self, region: Rectangle) -> Rectangle:
         """Return what of the level a region of the view is made from."""
@@ -78,10 +83,10 @@ class View:
         inside = region.intersection(self.bounds)
         if inside.empty:
             return inside
-        (sx, sy), margin = self.scale, self.margin
-        x, y = math.floor(inside.x * sx + _ROUNDING) - margin, math.floor(inside.y * sy + _ROUNDING) - margin
-        right = math.ceil(inside.right * sx - _ROUNDING) + margin
-        bottom = math.ceil(inside.bottom * sy - _ROUNDING) + margin
+        (sx, sy), (mx, my) = self.scale, self.margins
+        x, y = math.floor(inside.x * sx + _ROUNDING) - mx, math.floor(inside.y * sy + _ROUNDING) - my
+        right = math.ceil(inside.right * sx - _ROUNDING) + mx
+        bottom = math.ceil(inside.bottom * sy - _ROUNDING) + my
         return Rectangle(x, y, max(right - x, 1), max(bottom - y, 1)).intersection(self.level.bounds)
 
     def resample(
@@ -97,12 +102,12 @@ class View:
         if inside.empty:
             return
         dx, dy = inside.x - region.x, inside.y - region.y
-        work = enlarge_bilinear if min(self.scale) < 1 - TOLERANCE else reduce_area
-        work(
+        resample_array(
             pixels,
             origin=(inside.x * self.scale[0] - source.x, inside.y * self.scale[1] - source.y),
             scale=self.scale,
             size=(inside.w, inside.h),
+            bilinear=self.enlarged,
             out=out[dy : dy + inside.h, dx : dx + inside.w],
             scratch=scratch,
         )

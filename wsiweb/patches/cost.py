@@ -23,8 +23,8 @@ def count_tiles(view: View, size: tuple[int, int], positions: Iterable[tuple[Int
     columns, rows = -(-level.width // tile_w), -(-level.height // tile_h)
     corners = np.zeros((rows + 1, columns + 1), np.int64)
     for x, y in positions:
-        first_column, end_column = _tiles(x, size[0], view.scale[0], view.margin, tile_w, level.width)
-        first_row, end_row = _tiles(y, size[1], view.scale[1], view.margin, tile_h, level.height)
+        first_column, end_column = _tiles(x, size[0], view.scale[0], view.margins[0], tile_w, level.width)
+        first_row, end_row = _tiles(y, size[1], view.scale[1], view.margins[1], tile_h, level.height)
         inside = (first_column < end_column) & (first_row < end_row)
         left, right, top, bottom = (edge[inside] for edge in (first_column, end_column, first_row, end_row))
         np.add.at(corners, (top, left), 1)
