@@ -326,6 +326,9 @@ def test_unknown_uids(server: DICOMwebServer, truth: SyntheticSlide) -> None:
         Slide.open(server.url, series_uid="1.2.3", options=QUICK)
     with pytest.raises(SlideNotFoundError, match=r"1\.2\.3"):
         Slide.open(truth.folder, series_uid="1.2.3")
+    for place in (server.url, truth.folder):  # of several that are one slide, none may lack
+        with pytest.raises(SlideNotFoundError, match=r"1\.2\.3"):
+            Slide.open(place, study_uid=truth.study_uid, series_uid=[truth.series_uid, "1.2.3"], options=QUICK)
 
 
 @pytest.mark.parametrize("status", [200, 204])

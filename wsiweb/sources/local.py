@@ -37,7 +37,7 @@ class LocalSource:
     Raises
     ------
     SlideNotFoundError
-        No DICOM file is there, or none of that series.
+        No DICOM file is there, or none of one of the series.
     """
 
     remote = False
@@ -94,9 +94,11 @@ class LocalSource:
             if self._belongs(dataset) and file.instance_uid not in self._files:
                 self._files[file.instance_uid] = file
                 datasets.append(dataset)
-        if not datasets:
+        found = {Attributes(dataset).string("SeriesInstanceUID") for dataset in datasets}
+        missing = [uid for uid in self._series_uids if uid not in found]
+        if missing or not datasets:
             where = ", ".join(map(str, self._paths))
-            wanted = f"series {', '.join(self._series_uids)}" if self._series_uids else f"study {self._study_uid}"
+            wanted = f"series {', '.join(missing)}" if missing else f"study {self._study_uid}"
             what = f"{seen} DICOM files, but none of {wanted}" if seen else "no DICOM file"
             broken = f" {' '.join(problems)}" if problems else ""
             raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.{broken}")
