@@ -161,6 +161,24 @@ def test_region_at_mpp_has_the_profile(run: Run, tmp_path: Path, srgb: bool) -> 
         assert (image.info["icc_profile"].rstrip(b"\0") == stored.rstrip(b"\0")) is not srgb
 
 
+@pytest.mark.parametrize("resolution", [(), ("--mpp", 0.8)])
+def test_a_png_shows_one_optical_path(run: Run, tmp_path: Path, resolution: tuple[object, ...]) -> None:
+    """Three stacked channels look like RGB, and are none; a single one is a picture."""
+    picture = tmp_path / "region.png"
+    command = ("region", 0, 0, 50, 40, "--optical-path", "all", "-o", picture, *resolution)
+    for paths in (("A", "B", "C"), ("A",)):
+        truth = make_slide(tmp_path / f"of {len(paths)}", content="mono8", sizes=SIZES, mpp=0.5, optical_paths=paths)
+        code, _, err = run("region", truth.folder, *command[1:])
+        if len(paths) > 1:
+            assert code == 1
+            assert "A PNG shows one optical path" in err
+            assert not picture.exists()
+        else:
+            assert code == 0
+            with Image.open(picture) as image:
+                assert (image.mode, image.size) == ("L", (50, 40))
+
+
 def test_info_shows_what_is_told_as_text(run: Run, tmp_path: Path) -> None:
     """A bracket is no markup, and a control character nothing that the terminal obeys."""
 

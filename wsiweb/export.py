@@ -53,13 +53,11 @@ def export_png(
     ``profile_of`` returns the slide's ICC profile, which may cost a request; it is embedded, or applied where
     ``to_srgb``.
     """
-    if len(channels) != 1:
-        raise RegionError("A PNG shows one optical path; name it with optical_path=.")
+    channel = only_channel(channels)
     compression = DEFAULT_COMPRESSION if compression is None else compression
     if isinstance(compression, bool) or not isinstance(compression, (int, np.integer)) or not 1 <= compression <= 9:
         raise RegionError(f"compression is an integer from 1 (fast) to 9 (small), not {compression!r}.")
     check_region(region, level.bounds, where=f"Level {level.index}", itemsize=1, max_region_bytes=1 << 62)
-    channel = channels[0]
     bands = _bands(level, region, 3 if channel.colour else channel.dtype.itemsize)
     profile = profile_of() if channel.colour else None
     embedded = icc_profiles.srgb_profile() if profile and to_srgb else profile
@@ -94,6 +92,13 @@ def export_png(
         writer.close()
 
 
+def only_channel(channels: Sequence[Channel]) -> Channel:
+    """Return the channel of a picture, or raise ``RegionError`` where there are several."""
+    if len(channels) != 1:
+        raise RegionError("A PNG shows one optical path; name it with optical_path=.")
+    return channels[0]
+
+
 def write_png(
     path: str | os.PathLike[str],
     image: npt.NDArray[Any],
@@ -101,7 +106,8 @@ def write_png(
     mpp: tuple[float, float] | None,
     profile: bytes | None = None,
 ) -> None:
-    """Write an array as the library returns it: ``(h, w, 3)`` uint8, or ``(h, w)`` uint8 or uint16."""
+    """Write an array as the library returns it: ``(h, w, 3)`` uint8, or ``(h, w)`` or ``(h, w, 1)`` of either type."""
+    image = image[..., 0] if image.shape[2:] == (1,) else image
     with _atomic(Path(path)) as stream:
         writer = PngWriter(
             stream,

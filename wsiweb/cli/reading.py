@@ -126,9 +126,10 @@ def region(
                 progress=stderr.is_terminal,
             )  # fmt: skip
         else:
-            from wsiweb.export import write_png  # noqa: PLC0415
+            from wsiweb.export import only_channel, write_png  # noqa: PLC0415
             from wsiweb.icc import srgb_profile  # noqa: PLC0415
 
+            only_channel(slide._channels(slide.levels[0], optical_path, focal_plane)[0])  # noqa: SLF001
             image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
             view = slide._view(None, mpp, None, upsample=False)  # noqa: SLF001
             channels, _ = slide._channels(view.level, optical_path, focal_plane)  # noqa: SLF001
