@@ -560,11 +560,28 @@ def test_pyramids_are_chosen_by_index_or_uid(open_slide: Opener, tmp_path: Path)
     ({"series_uid": [1, 2]}, SlideNotFoundError),
     ({"mpp": "a"}, MetadataError),
     ({"mpp": (1, "b")}, MetadataError),
+    ({"mpp": "12"}, MetadataError),
+    ({"mpp": b"12"}, MetadataError),
+    ({"mpp": {0.2, 0.3}}, MetadataError),
+    ({"mpp": (1, 2, 3)}, MetadataError),
+    ({"mpp": 10**400}, MetadataError),
+    ({"pyramid": False}, RegionError),
+    ({"pyramid": -1}, RegionError),
+    ({"pyramid": 0.0}, RegionError),
     ({"options": {"max_connections": 2}}, ValueError),
 ])  # fmt: skip
 def test_arguments_of_the_wrong_kind(synthetic: SlideMaker, given: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         Slide.open(synthetic("rgb").folder, **given)
+
+
+@pytest.mark.parametrize(("given", "mpp"), [
+    (np.float32(0.5), (0.5, 0.5)), (np.int64(1), (1, 1)), (np.array([0.5, 0.25]), (0.5, 0.25)), ([1, 2], (1, 2)),
+])  # fmt: skip
+def test_numbers_of_any_kind_are_numbers(synthetic: SlideMaker, given: Any, mpp: tuple[float, float]) -> None:
+    with Slide.open(synthetic("rgb").folder, mpp=given, pyramid=np.int64(0)) as slide:  # type: ignore[arg-type]
+        assert slide.mpp == mpp
+        assert {type(axis) for axis in slide.mpp} == {float}
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from wsiweb import opening
 from wsiweb.errors import MetadataError
 from wsiweb.properties import properties_of
 from wsiweb.pyramid import build_pyramids, single_image
+from wsiweb.resolution import positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,10 +120,9 @@ def _stated_photometric(photometric: str | None) -> str | None:
 def _stated_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if mpp is None:
         return None
+    pair = mpp if isinstance(mpp, (Sequence, np.ndarray)) and not isinstance(mpp, (str, bytes)) else (mpp, mpp)
     try:
-        pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(map(float, mpp))
+        x, y = (positive(axis, "mpp") for axis in pair)
     except (TypeError, ValueError):
-        pair = ()
-    if len(pair) != 2 or not all(0 < axis < float("inf") for axis in pair):
-        raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r}.")
-    return pair[0], pair[1]
+        raise MetadataError(f"mpp is a positive number or a pair of them, in µm a pixel, not {mpp!r:.80}.") from None
+    return x, y

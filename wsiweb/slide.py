@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -647,14 +649,16 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
         return f"<associated images: {', '.join(self._positions) or 'none'}>"
 
 
-def _chosen(pyramids: tuple[Pyramid, ...], wish: int | str | None) -> int:
+def _chosen(pyramids: tuple[Pyramid, ...], wish: Any) -> int:
     if wish is None:
         return 0
     uids = [pyramid.uid for pyramid in pyramids]
     if isinstance(wish, str) and wish in uids:
         return uids.index(wish)
-    if isinstance(wish, int) and 0 <= wish < len(pyramids):
-        return wish
+    with contextlib.suppress(TypeError):
+        index = operator.index(wish)
+        if 0 <= index < len(pyramids) and not isinstance(wish, bool):
+            return index
     raise RegionError(f"There is no pyramid {wish!r}; this series has {len(pyramids)}, with Pyramid UIDs {uids}.")
 
 
