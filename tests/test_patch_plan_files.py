@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,12 @@ def test_pyramids_of_a_series_are_told_apart(synthetic: SlideMaker, tmp_path: Pa
             other.map(lambda batch: batch.images.mean(axis=(1, 2, 3)), tmp_path / "out.npy")
         with pytest.raises(RegionError, match="pyramid"):
             plain.patches(64, level=extended.levels[0])
+        for suffix in (".npz", ".parquet", ".h5"):
+            kept = tmp_path / f"plan{suffix}"
+            other.save(kept)
+            assert load(kept, extended).x.tolist() == other.x.tolist()
+            with pytest.raises(WsiWebError, match="another pyramid"):
+                load(kept, plain)
         tokenize = pytest.importorskip("dask.base").tokenize
         assert tokenize(plain.levels[0]) != tokenize(extended.levels[0])
         assert tokenize(plain.levels[0]) == tokenize(Slide.open(folder).levels[0])
@@ -169,6 +176,17 @@ def test_slides_whose_colours_are_stated_are_told_apart(synthetic: SlideMaker, t
             assert copy.patches(64).fingerprint() == other.fingerprint()
         tokenize = pytest.importorskip("dask.base").tokenize
         assert tokenize(plain.levels[0]) != tokenize(stated.levels[0])
+
+
+def test_a_plan_of_an_earlier_version_names_no_pyramid(slide: Slide, tmp_path: Path) -> None:
+    plan, kept = slide.patches(64), tmp_path / "plan.npz"
+    plan.save(kept)
+    with np.load(kept) as found:
+        columns = dict(found)
+    description = json.loads(str(columns["description"]))
+    del description["lead_uid"]
+    np.savez(kept, **{**columns, "description": np.array(json.dumps(description))})
+    assert load(kept, slide).x.tolist() == plan.x.tolist()
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])

@@ -66,6 +66,12 @@ def _restored(path: Path, slide: Slide, description: dict[str, Any], columns: di
         raise WsiWebError(
             f"{path} is a plan for series {description['series_uid']}, and this slide is {slide.series_uid}."
         )
+    lead_uid = slide._identity[-1]  # noqa: SLF001
+    if description.get("lead_uid", lead_uid) != lead_uid:  # which earlier versions did not write
+        raise WsiWebError(
+            f"{path} is a plan for another pyramid of this series, led by instance {description['lead_uid']}. Open "
+            f"that: Slide.open(..., pyramid=)."
+        )
     number = description["level"]
     if number >= len(slide.levels) or list(slide.levels[number].size) != description["level_size"]:
         raise WsiWebError(

@@ -60,8 +60,9 @@ def _columns(plan: PatchPlan) -> dict[str, Any]:
 
 def _description(plan: PatchPlan) -> dict[str, Any]:
     level = plan.view.level
+    study_uid, series_uid, lead_uid = plan.slide._identity  # noqa: SLF001
     return {
-        "format": FORMAT, "study_uid": plan.slide.study_uid, "series_uid": plan.slide.series_uid,
+        "format": FORMAT, "study_uid": study_uid, "series_uid": series_uid, "lead_uid": lead_uid,
         "level": level.index, "level_size": level.size, "scale": plan.view.scale, "mpp": plan.mpp,
         "view_size": (plan.view.width, plan.view.height), "size": plan.size, "stride": plan.stride,
         "min_tissue": plan.min_tissue, "masked": plan.mask is not None or plan.mask_lost,
