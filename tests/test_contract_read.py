@@ -159,9 +159,18 @@ WRONG: dict[str, tuple[int, Box, dict[str, Any]]] = {
     "above the level": (0, (0, -9, 9, 9), {}),
     "no such optical path": (0, (0, 0, 9, 9), {"optical_path": "nowhere"}),
     "no such focal plane": (0, (0, 0, 9, 9), {"focal_plane": 7.5}),
+    "optical paths as an array": (0, (0, 0, 9, 9), {"optical_path": np.array(["1", "2"])}),
+    "conversions as an array": (0, (0, 0, 9, 9), {"icc": np.array([1, 2])}),
+    "focal plane beyond floats": (0, (0, 0, 9, 9), {"focal_plane": 10**400}),
     "over max_region_bytes": (0, (0, 0, 300, 200), {}),
     "huge": (0, (0, 0, 1 << 40, 1 << 40), {}),
 }
+
+
+@pytest.mark.parametrize("regions", [None, 5])
+def test_regions_that_are_no_sequence(open_slide: Opener, synthetic: SlideMaker, regions: Any) -> None:
+    with pytest.raises(RegionError, match=r"\(x, y, w, h\)"):
+        open_slide(synthetic("rgb")).read_regions(0, regions)
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -240,7 +249,7 @@ def test_thumbnail_fits_and_never_enlarges(open_slide: Opener, synthetic: SlideM
         assert width == max_size
         assert height == pytest.approx(max_size * 512 / 768, abs=1)
     assert slide.thumbnail().shape == (512, 768, 3)
-    assert slide.thumbnail(max_size=5000).shape == (512, 768, 3)
+    assert slide.thumbnail(max_size=5000).shape == slide.thumbnail(max_size=10**400).shape == (512, 768, 3)
 
 
 def test_a_thumbnail_is_bound_as_regions_are(open_slide: Opener, synthetic: SlideMaker) -> None:

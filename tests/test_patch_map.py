@@ -330,6 +330,12 @@ def test_one_row_a_patch_is_wanted(slide: Slide, tmp_path: Path, kind: str) -> N
         slide.patches(100).map(lambda _batch: np.zeros((3, 2)), tmp_path / f"out.{kind}", batch_size=10)
 
 
+def test_rows_are_of_one_length(slide: Slide, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(WsiWebError, match="length"):
+        slide.patches(100).map(lambda batch: [[0] * n for n in range(len(batch))], tmp_path / f"out.{kind}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_objects_are_no_rows(slide: Slide, tmp_path: Path, kind: str) -> None:
     with pytest.raises(WsiWebError, match="objects"):
         slide.patches(100).map(lambda batch: np.array([{}] * len(batch)), tmp_path / f"out.{kind}")

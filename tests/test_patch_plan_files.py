@@ -189,6 +189,11 @@ def test_a_plan_of_an_earlier_version_names_no_pyramid(slide: Slide, tmp_path: P
     assert load(kept, slide).x.tolist() == plan.x.tolist()
 
 
+def test_a_name_that_is_too_long(slide: Slide, tmp_path: Path) -> None:
+    with pytest.raises(WsiWebError, match="too long"):
+        slide.patches(64).save(tmp_path / f"{'x' * 300}.npz")
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
 def test_a_plan_that_cannot_be_written_leaves_the_old_one(slide: Slide, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"plan{suffix}"

@@ -360,6 +360,8 @@ def test_random_places(slide: Slide) -> None:
     lambda plan: plan.shard("0", 4), lambda plan: plan.shard(0, 4.0), lambda plan: plan.shard(0, 0),
     lambda plan: plan.random("3"), lambda plan: plan.random(3, -1), lambda plan: plan.random(3, "a"),
     lambda plan: plan.at("abc"), lambda plan: plan.at([("a", "b")]), lambda plan: plan.at([(1e300, 0)]),
+    lambda plan: plan.at([(10**400, 0)]), lambda plan: plan.slide.patches(32, roi=(10**400, 0, 5, 5)),
+    lambda plan: plan.slide.patches(32, edge=np.array(["drop", "pad"])),
     lambda plan: plan.batches("8"), lambda plan: plan.batches(1.5), lambda plan: plan.batches(8, on_error="ignore"),
     lambda plan: plan.slide.patches(32, roi=5), lambda plan: plan.slide.patches(32, stride=10**30),
     lambda plan: plan.slide.patches(32, magnification="20"), lambda plan: plan.slide.patches(32, magnification=(1, 1)),
@@ -369,6 +371,12 @@ def test_random_places(slide: Slide) -> None:
 def test_wrong_arguments_are_region_errors(slide: Slide, wrong: Any) -> None:
     with pytest.raises(RegionError):
         wrong(slide.patches(32))
+
+
+def test_an_roi_beyond_floats_ends_where_the_slide_ends(slide: Slide) -> None:
+    plan = slide.patches(32, roi=(-(10**400), 100, 2 * 10**400, 10**400))
+    assert plan.x_base.max() == 20 * 32
+    assert (plan.x_base.min(), plan.y_base.min()) == (0, 100)
 
 
 def test_sides_beyond_every_slide_are_no_overflow(slide: Slide) -> None:

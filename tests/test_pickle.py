@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import requests
 from pydicom.uid import JPEGBaseline8Bit
 
 from wsiweb import ReadOptions, Slide, WsiWebError, decoders, icc
@@ -192,6 +193,14 @@ def test_secrets_that_cannot_be_pickled_are_named(open_web: Opener, synthetic: S
 
     slide = open_web(synthetic("rgb"), token=supply)
     with pytest.raises((WsiWebError, pickle.PicklingError, TypeError), match="token"):
+        pickle.dumps(slide)
+
+
+def test_a_session_that_cannot_be_pickled_is_named(open_web: Opener, synthetic: SlideMaker) -> None:
+    session = requests.Session()
+    session.hooks["response"].append(lambda response, *_args, **_kwargs: response)
+    slide = open_web(synthetic("rgb"), session=session)
+    with pytest.raises(WsiWebError, match="session="):
         pickle.dumps(slide)
 
 

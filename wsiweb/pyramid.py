@@ -99,10 +99,9 @@ class Pyramid:
             There is no such optical path or focal plane, or not on this level.
         """
         path = self.optical_paths[0] if optical_path is None else optical_path
-        if path not in self.optical_paths:
-            raise RegionError(
-                f"There is no optical path {optical_path!r}; this slide has {', '.join(map(repr, self.optical_paths))}."
-            )
+        if not isinstance(path, str) or path not in self.optical_paths:
+            known = ", ".join(map(repr, self.optical_paths))
+            raise RegionError(f"There is no optical path {optical_path!r:.80}; this slide has {known}.")
         plane = self.default_focal_plane if focal_plane is None else self._nearest_plane(focal_plane)
         channel = self.channels.get((level, path, plane))
         if channel is None and focal_plane is None:  # a level that lacks the default still has something to show
@@ -128,11 +127,14 @@ class Pyramid:
         )
 
     def _nearest_plane(self, focal_plane: Any) -> float:
-        wish = float(focal_plane) if isinstance(focal_plane, numbers.Real) else math.nan
+        try:
+            wish = float(focal_plane) if isinstance(focal_plane, numbers.Real) else math.nan
+        except OverflowError:
+            wish = math.inf
         nearest = min(self.focal_planes, key=lambda plane: abs(plane - wish))
         if not abs(nearest - wish) <= 1e-3:
             planes = ", ".join(map(str, self.focal_planes))
-            raise RegionError(f"There is no focal plane at {focal_plane!r} µm; this slide has {planes}.")
+            raise RegionError(f"There is no focal plane at {focal_plane!r:.80} µm; this slide has {planes}.")
         return nearest
 
 

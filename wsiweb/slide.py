@@ -341,7 +341,7 @@ class Slide:
         if max_size < 1:
             raise RegionError(f"max_size is at least 1, not {max_size}.")
         base = self._base
-        factor = min(1.0, max_size / max(base.size))
+        factor = min(max_size, max(base.size)) / max(base.size)
         width, height = (max(round(side * factor), 1) for side in base.size)
         level, channel = self._content.thumbnail(self._pyramid, width, height)
         scale = level.width / width, level.height / height
@@ -521,7 +521,7 @@ class Slide:
         self, level: Level, optical_path: str | None, focal_plane: float | None
     ) -> tuple[list[Channel], bool]:
         """Return the channels to read, and whether they are to be stacked."""
-        if optical_path != "all" or "all" in self.optical_paths:
+        if not _is(optical_path, "all") or "all" in self.optical_paths:
             return [self._pyramid.channel(level.index, optical_path, focal_plane)], False
         channels = [self._pyramid.channel(level.index, path, focal_plane) for path in self.optical_paths]
         if any(channel.colour for channel in channels):
@@ -550,6 +550,8 @@ class Slide:
         _check_icc(icc)
         channels, stacked = self._channels(view.level, optical_path, focal_plane)
         planner = RegionPlanner(view.level, channels, stacked=stacked)
+        if not isinstance(regions, Iterable):
+            raise RegionError(f"Regions are a sequence of (x, y, w, h), not {regions!r:.80}.")
         rectangles = [rectangle(region) for region in regions]
         itemsize, limit = planner.pixel_bytes, self._options.max_region_bytes
         for wish in rectangles:
@@ -670,5 +672,10 @@ def _uids(series_uid: Any) -> tuple[str, ...]:
 
 
 def _check_icc(icc: str | None) -> None:
-    if icc not in (None, "srgb"):
-        raise RegionError(f'icc is None or "srgb", not {icc!r}.')
+    if icc is not None and not _is(icc, "srgb"):
+        raise RegionError(f'icc is None or "srgb", not {icc!r:.80}.')
+
+
+def _is(value: Any, word: str) -> bool:
+    """Whether a value is that word; an array is none, and would answer for each of its elements."""
+    return isinstance(value, str) and value == word

@@ -122,7 +122,7 @@ class Points:
 
 def grid(areas: Sequence[Rectangle], size: tuple[int, int], stride: tuple[int, int], edge: str) -> Grid:
     """Lay a grid over each area; ``edge`` says what becomes of what does not fit (see ``Slide.patches``)."""
-    if edge not in EDGES:
+    if not isinstance(edge, str) or edge not in EDGES:
         raise RegionError(f"edge is one of {', '.join(EDGES)}, not {edge!r}.")
     return Grid(tuple(
         (_axis(area.x, area.w, size[0], stride[0], edge), _axis(area.y, area.h, size[1], stride[1], edge))
@@ -176,14 +176,15 @@ def _area(view: View, rectangle: Any) -> Rectangle:
         raise RegionError(f"An ROI is (x, y, w, h) in level-0 pixels, not {rectangle!r}.") from None
     if w < 1 or h < 1:
         raise RegionError(f"The ROI {rectangle!r} is empty: its width and height are at least 1.")
+    shown = Rectangle(x, y, w, h).intersection(Rectangle(0, 0, *view.level.base_size))
+    if shown.empty:
+        raise RegionError(f"The ROI {rectangle!r} lies outside of the slide.")
     scale_x, scale_y = view.base_scale
-    left, top = round(x / scale_x), round(y / scale_y)
-    right, bottom = round((x + w) / scale_x), round((y + h) / scale_y)
-    if right <= left or bottom <= top:
-        raise RegionError(f"The ROI {rectangle!r} is less than a pixel of {view.name.lower()}.")
+    left, top = round(shown.x / scale_x), round(shown.y / scale_y)
+    right, bottom = round(shown.right / scale_x), round(shown.bottom / scale_y)
     area = Rectangle(left, top, right - left, bottom - top).intersection(view.bounds)
     if area.empty:
-        raise RegionError(f"The ROI {rectangle!r} lies outside of the slide.")
+        raise RegionError(f"The ROI {rectangle!r} is less than a pixel of {view.name.lower()}.")
     return area
 
 

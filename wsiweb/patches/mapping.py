@@ -119,7 +119,11 @@ def map_to_file(
 
 def _values(function: Callable[[PatchBatch], npt.ArrayLike], batch: PatchBatch) -> npt.NDArray[Any]:
     """Return one row a patch of the batch."""
-    values = np.asarray(function(batch))
+    found = function(batch)
+    try:
+        values = np.asarray(found)
+    except ValueError as error:
+        raise WsiWebError(f"The function returned rows that are not of one length or shape: {error}") from error
     if values.ndim == 0 or len(values) != len(batch):
         raise WsiWebError(
             f"The function returned an array {values.shape} for a batch of {len(batch)} patches. What is wanted is one "

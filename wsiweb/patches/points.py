@@ -34,7 +34,7 @@ def corners(view: View, size: tuple[int, int], xy: Any, *, centre: bool) -> tupl
     """
     try:
         points = np.asarray(xy, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.zeros(())
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise RegionError(f"Points are an array (n, 2) of finite x, y in level-0 pixels, not {xy!r:.80}.")

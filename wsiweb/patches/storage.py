@@ -26,8 +26,9 @@ def save(plan: PatchPlan, path: str | os.PathLike[str]) -> None:
     """Write a plan; the suffix says how. No credentials are in the file, and no pixels."""
     path = Path(path)
     suffix = suffix_of(path)
-    if path.is_dir():
-        raise WsiWebError(f"{path} is a folder, which is not replaced.")
+    with writable(path):
+        if path.is_dir():
+            raise WsiWebError(f"{path} is a folder, which is not replaced.")
     with whole(path) as part, writable(path):
         part.write_bytes(_encoded(plan, suffix))
 

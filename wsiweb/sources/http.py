@@ -136,11 +136,11 @@ class Service:
 
     @property
     def credentials(self) -> dict[str, object]:
-        """Token or authentication object of the session, by the name of the argument that it came by."""
-        auth = self._session.auth
+        """Token or authentication object of the session, and the session, by the arguments that they came by."""
+        auth, session = self._session.auth, {"session": self._state["session"]}
         if auth is None:
-            return {}
-        return {"token": auth.supplier} if isinstance(auth, TokenAuth) else {"auth": auth}
+            return session
+        return {"token": auth.supplier, **session} if isinstance(auth, TokenAuth) else {"auth": auth, **session}
 
     @contextlib.contextmanager
     def get(
