@@ -61,6 +61,8 @@ def test_slices_are_numpys(slide: Slide, whole: np.ndarray[Any, Any], keys: list
     else:
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
+        assert found.flags.c_contiguous
+        assert found.base is None or found.base.nbytes == found.nbytes  # a few pixels keep no more in memory
 
 
 def test_what_a_level_tells(slide: Slide, whole: np.ndarray[Any, Any]) -> None:
@@ -73,7 +75,7 @@ def test_what_a_level_tells(slide: Slide, whole: np.ndarray[Any, Any]) -> None:
     np.testing.assert_array_equal(np.asarray(level, dtype=np.int32), whole)
     with pytest.raises(ValueError, match="copy"):
         np.array(level, copy=False)
-    for key in ([1, 2], "a", None, 1.5, (0, 0, 0, 0)):
+    for key in ([1, 2], "a", None, 1.5, (0, 0, 0, 0), True, (0, False), np.True_):
         with pytest.raises(IndexError):
             level[key]
 

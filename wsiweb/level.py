@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ class SlideLevel(Level):
         else:
             pixels = self.slide.read_region(self.index, left, top, w, h)
         within = [_within(one, start) for one, (start, _) in zip(axes[:2], spans[:2], strict=True)]
-        return pixels[(*within, *axes[2:])]
+        shown = pixels[(*within, *axes[2:])]
+        all_of_it = shown.nbytes == pixels.nbytes and shown.flags.c_contiguous
+        return shown if all_of_it else shown.copy()  # which keeps nothing else in memory
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001
         """Read the whole level, where that is small.
@@ -121,14 +124,18 @@ def _axes(key: Any, shape: tuple[int, ...]) -> list[int | slice]:
         if isinstance(one, slice):
             axes.append(one)
             continue
-        try:
-            place = operator.index(one)
-        except TypeError:
-            raise IndexError(f"Levels are indexed by integers and slices, not by {type(one).__name__}.") from None
+        place = _place(one)
         if not -extent <= place < extent:
             raise IndexError(f"Index {place} is out of bounds for an axis of {extent}.")
         axes.append(place % extent)
     return axes
+
+
+def _place(key: Any) -> int:
+    with contextlib.suppress(TypeError):
+        if not isinstance(key, bool):  # an integer for Python, a mask for numpy
+            return operator.index(key)
+    raise IndexError(f"Levels are indexed by integers and slices, not by {type(key).__name__}.")
 
 
 def _span(key: int | slice, extent: int) -> tuple[int, int]:
