@@ -100,6 +100,15 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
     return ended.value.code
 
 
+@pytest.mark.parametrize("option", ["--seconds", "--megabytes"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e9", "0"])
+def test_a_budget_has_bounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert command(monkeypatch, "nothing-is-opened", option, value) == 2
+    assert option in capsys.readouterr().err
+
+
 def test_the_command_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], synthetic: SyntheticSlide
 ) -> None:

@@ -60,7 +60,12 @@ def test_where_nothing_can_be_read(server: DICOMwebServer) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("some/folder",), ("http://127.0.0.1:1", "--megabytes", "0"), ("http://127.0.0.1:1", "--user", "nobody")],
+    [
+        (),
+        ("some/folder",),
+        *(("http://127.0.0.1:1", "--megabytes", value) for value in ("0", "inf", "nan")),
+        ("http://127.0.0.1:1", "--user", "nobody"),
+    ],
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     assert doctor(*arguments).exit_code == 2

@@ -33,7 +33,9 @@ def doctor(
     token: Token = None,
     user: User = None,
     header: Header = None,
-    megabytes: Annotated[float, typer.Option("--megabytes", min=0.1, help="To receive, beside metadata.")] = 10.0,
+    megabytes: Annotated[
+        float, typer.Option("--megabytes", min=0.1, max=1_000_000, help="To receive, beside metadata.")
+    ] = 10.0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find out what works on a DICOMweb service and what it costs; exit code 1 where no slide can be read."""
@@ -58,8 +60,10 @@ def bench(
     place: SlidePlace,
     level: Annotated[int, typer.Option("--level", help="Level to read; 0 is the finest.")] = 0,
     patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Side of the patches in pixels.")] = 256,
-    megabytes: Annotated[float, typer.Option("--megabytes", min=0.1, help="About what may be received.")] = 200.0,
-    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="About how long it may take.")] = 60.0,
+    megabytes: Annotated[
+        float, typer.Option("--megabytes", min=0.1, max=1_000_000, help="About what may be received.")
+    ] = 200.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, max=86_400, help="About how long it may take.")] = 60.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the places that are read.")] = 1,
     study: StudyUid = None,
     series: SeriesUid = None,
