@@ -275,7 +275,10 @@ def test_associated_images_are_fetched_when_asked_for(open_slide: Opener, tmp_pa
     assert set(images) == {"label", "overview", "thumbnail"}
     assert len(images) == 3
     assert "label" in images
+    assert images == slide.associated_images != truth.associated
+    assert len({images, slide.associated_images}) == 1
     assert open_slide.requests() == before
+    assert images != open_slide(truth).associated_images
     for kind, expected in truth.associated.items():
         np.testing.assert_array_equal(images[kind], expected)
     assert [level.size for level in slide.levels] == [level.size for level in truth.levels]

@@ -158,14 +158,20 @@ def _axis(extent: float, scale: float, level_side: int) -> tuple[int, float]:
     return side, scale if fits else level_side / extent
 
 
-def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
-    """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``."""
+def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool, wish: str | None = None) -> View:
+    """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``.
+
+    ``wish`` says for messages what was asked for, where that was no downsample.
+    """
     downsample = positive(downsample, "downsample")
     same = _same(levels, lambda level: tuple(downsample / axis for axis in _downsamples(level)))
     if same is not None:
         return view_of_level(same)
     if downsample < 1 - _WITHIN and not upsample:
-        raise RegionError(f"A downsample of {downsample:g} is finer than level 0.")
+        raise RegionError(
+            f"{wish or f'A downsample of {downsample:g}'} is finer than level 0. Ask for that or coarser, or pass "
+            f"upsample=True to enlarge it."
+        )
     base, level = levels[0], level_for_downsample(levels, downsample)
     return View(
         level=level,

@@ -513,7 +513,10 @@ class Slide:
             power = self.properties.get("objective_power")
             magnification = resolution.positive(magnification, "magnification")
             if power:
-                return resolution.view_at_downsample(self._pyramid.levels, power / magnification, upsample=upsample)
+                return resolution.view_at_downsample(
+                    self._pyramid.levels, power / magnification, upsample=upsample,
+                    wish=f"A magnification of {magnification:g} where the slide states {power:g}",
+                )  # fmt: skip
             return resolution.view_at_mpp(self._pyramid.levels, 10 / magnification, upsample=upsample)
         return resolution.view_of_level(self._level(0 if level is None else level))
 
@@ -640,6 +643,12 @@ class _AssociatedImages(Mapping[str, "Pixels"]):
 
     def __contains__(self, name: object) -> bool:  # Mapping's would fetch the image
         return name in self._positions
+
+    def __eq__(self, other: object) -> bool:  # Mapping's would fetch all of them, and cannot compare arrays
+        return isinstance(other, _AssociatedImages) and other._slide is self._slide
+
+    def __hash__(self) -> int:
+        return hash(self._slide)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
