@@ -282,7 +282,7 @@ class PatchPlan:
         return next(iter(self.take(places).batches(max(len(places), 1))), self._batch(slice(0, 0)))
 
     def batches(self, n: int, *, on_error: Literal["raise", "skip"] = "raise") -> Batches:
-        """Iterate over batches of ``n`` patches; the last may be smaller.
+        """Return an iterator over batches of ``n`` patches; the last may be smaller. Another epoch takes another one.
 
         Parameters
         ----------
