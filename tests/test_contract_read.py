@@ -10,6 +10,7 @@ import oracle
 import pytest
 from faults import Fault
 from kinds import KINDS
+from PIL import Image
 from synthetic import make_slide, srgb_profile
 
 from wsiweb import ReadOptions, RegionError, WsiWebError, stitch
@@ -301,6 +302,42 @@ def test_icc_profile_is_applied_only_on_demand(open_slide: Opener, tmp_path: Pat
     assert_reads(slide, truth, 0, (10, 20, 300, 200))
     converted = slide.read_region(0, 10, 20, 300, 200, icc="srgb").astype(int)
     assert np.abs(converted - truth.truth(0, 10, 20, 300, 200)[..., ::-1]).max() <= 2
+
+
+@pytest.mark.parametrize("band_bytes", [10_000, 4 << 20])
+def test_the_background_is_srgb_already(
+    open_slide: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, band_bytes: int
+) -> None:
+    """It comes from a CIELab value: outside and in holes it is not converted (PS3.3 C.8.12.4)."""
+
+    monkeypatch.setattr("wsiweb.regions._BAND_BYTES", band_bytes)
+
+    def recommend(dataset: Dataset) -> None:
+        dataset.RecommendedAbsentPixelCIELabValue = [40000, 50000, 35000]
+
+    truth = make_slide(
+        tmp_path, icc_profile=srgb_profile(swapped=True), change=recommend, tiling="sparse", tile_size=(64, 48),
+        missing={0: {(1, 1)}},
+    )  # fmt: skip
+    slide = open_slide(truth)
+    background = slide.read_region(0, -1, -1, 2, 2)[0, 0]
+    assert background[0] != background[2]
+    box = (-10, -20, 300, 200)
+    shown = np.zeros((200, 300), bool)
+    shown[20:, 10:] = True
+    shown[20 + 48 : 20 + 96, 10 + 64 : 10 + 128] = False
+    plain, converted = slide.read_region(0, *box), slide.read_region(0, *box, icc="srgb")
+    assert (plain[~shown] == background).all()
+    assert (converted[~shown] == background).all()
+    assert np.abs(converted[shown].astype(int) - plain[shown][:, ::-1]).max() <= 2
+    slide.export_png(tmp_path / "region.png", 0, *box, icc="srgb")
+    with Image.open(tmp_path / "region.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), converted)
+    assert slide.mpp is not None
+    reduced = slide.read_region_mpp(slide.mpp[0] * 1.6, -5, -5, 100, 100, icc="srgb")
+    assert (reduced[:5] == background).all()
+    assert (reduced[5 + 30 : 5 + 60, 5 + 40 : 5 + 80] == background).all()
+    assert (reduced[5 + 31 : 5 + 59, 5 + 81] != background).any(axis=-1).all()
 
 
 def test_a_slide_without_profile_says_so(open_slide: Opener, synthetic: SlideMaker) -> None:

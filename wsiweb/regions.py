@@ -9,7 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from wsiweb import icc
+import numpy as np
+
+from wsiweb import icc, stitch
 from wsiweb.board import Job
 from wsiweb.cache import Keep
 from wsiweb.errors import MetadataError, RegionError
@@ -98,7 +100,8 @@ class RegionArrays:
         outs = iter(outs) if outs is not None else None
         direct = not view.resampled  # a level's own pixels go straight where they belong
         self._targets = None if direct else outs
-        drawn: deque[int] = deque()  # how many bands what was planned and is not read yet has
+        self._view, self._planner = view, planner
+        drawn: deque[tuple[Rectangle, int]] = deque()  # what was planned and is not read yet, of how many bands
 
         def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Job:
             n_bytes = max(planner.bytes_of(source), planner.bytes_of(region))
@@ -110,11 +113,11 @@ class RegionArrays:
         def jobs() -> Iterator[Job]:
             for region in regions:
                 if not view.resampled:
-                    drawn.append(1)
+                    drawn.append((region, 1))
                     yield planned(region, region)
                     continue
                 bands = _bands(view, region)
-                drawn.append(len(bands))
+                drawn.append((region, len(bands)))
                 empty = reader.memory.alone if single else reader.memory.empty
                 whole = _Bands(view, region, planner.background, empty, reader.memory.empty)
                 for band in bands:
@@ -145,7 +148,8 @@ class RegionArrays:
     def outcome(self) -> Pixels | BaseException:
         """Return the next region, or why it cannot be read; those behind it can. Else as ``next``."""
         array = self._stream.outcome()  # when it is known of how many bands
-        left = self._drawn.popleft() - 1
+        region, left = self._drawn.popleft()
+        left -= 1
         target = None if self._targets is None else next(self._targets)
         while left and not isinstance(array, BaseException):
             array = self._stream.outcome()
@@ -156,7 +160,16 @@ class RegionArrays:
         if target is not None:
             target[...] = array
             array = target
-        return _to_srgb(self._reader, array, self._profile) if self._profile else array
+        return self._in_srgb(array, region, self._profile) if self._profile else array
+
+    def _in_srgb(self, array: Pixels, region: Rectangle, profile: bytes) -> Pixels:
+        """Convert in place; the background is sRGB as it is."""
+        _to_srgb(self._reader, array, profile)
+        for band in _bands(self._view, region):  # so that the masks stay small
+            mask = _bare(self._view, band, self._planner)
+            if mask is not None:
+                array[band.y - region.y : band.bottom - region.y][mask] = self._planner.background
+        return array
 
     def start(self) -> None:
         """Begin to fetch ahead, before the first region is asked for."""
@@ -173,6 +186,18 @@ def _to_srgb(reader: Reader, array: Pixels, profile: bytes) -> Pixels:
     for _ in reader.map_ordered(lambda block: icc.to_srgb(block, profile), blocks):
         pass
     return array
+
+
+def _bare(view: View, region: Rectangle, planner: RegionPlanner) -> npt.NDArray[np.bool_] | None:
+    """Return where a region shows nothing but background, or None where frames show everywhere."""
+    plan = planner.plan(view.source_of(region))
+    if plan.covered and view.bounds.contains(region):
+        return None
+    mask = stitch.bare(plan)
+    if view.resampled:
+        mask, of_level = np.empty((region.h, region.w), np.uint8), mask
+        view.resample(of_level, region, (255,), mask)
+    return np.equal(mask, 255)
 
 
 def integer(value: Any, name: str) -> int:
@@ -193,7 +218,7 @@ def rectangle(region: Region) -> Rectangle:
 
 
 def _bands(view: View, region: Rectangle) -> list[Rectangle]:
-    """Cut a region that is resampled into bands whose source fits into memory."""
+    """Cut a region into bands whose source fits into memory."""
     row_bytes = region.w * view.scale[0] * view.scale[1] * view.level.dtype.itemsize * 3
     rows = max(int(_BAND_BYTES // row_bytes), 1)
     inside = region.intersection(view.bounds)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wsiweb.colour import paint
 
 if TYPE_CHECKING:
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
 def fill(array: npt.NDArray[Any], plan: ReadPlan) -> None:
     """Paint the background, where the plan's frames leave gaps."""
     paint(array, plan.background)
+
+
+def bare(plan: ReadPlan) -> npt.NDArray[np.uint8]:
+    """Return a mask ``(h, w)``: 255 where no frame shows, 0 elsewhere."""
+    mask = np.full(plan.shape[:2], 255, np.uint8)
+    for row in range(len(plan.keys)):
+        _, _, x, y, w, h = plan.place(row)
+        mask[y : y + h, x : x + w] = 0
+    return mask
 
 
 def paste(array: npt.NDArray[Any], tile: npt.NDArray[Any], plan: ReadPlan, row: int) -> None:
