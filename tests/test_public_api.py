@@ -74,6 +74,25 @@ def test_parts_of_the_library_are_there_without_an_import_of_their_own() -> None
     assert loaded_by(f"import wsiweb\n{used}", ("wsiweb.server", "wsiweb.doctor")) == {"wsiweb.server", "wsiweb.doctor"}
 
 
+def test_a_part_whose_extra_is_not_there_keeps_nobody_from_looking() -> None:
+    """``help``, ``getmembers`` and completion take an AttributeError for an answer; imports say what to install."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import inspect, pydoc, wsiweb
+print(hasattr(wsiweb, "torch"), "search" in dict(inspect.getmembers(wsiweb)), "FoundSlide" in pydoc.render_doc(wsiweb))
+for attempt in ("wsiweb.torch", "import wsiweb.torch", "from wsiweb import torch"):
+    try:
+        exec(attempt)
+    except (AttributeError, ImportError) as error:
+        print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    advice = "wsiweb.torch needs PyTorch: pip install 'wsiweb[torch]'."
+    expected = ["False True True", f"AttributeError {advice}", f"ImportError {advice}", f"ImportError {advice}"]
+    assert (done.stdout.splitlines(), done.stderr) == (expected, "")
+
+
 def test_every_error_is_exported() -> None:
     assert set(ERRORS) <= set(wsiweb.__all__)
 

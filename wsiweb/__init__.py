@@ -78,7 +78,10 @@ if not TYPE_CHECKING:  # which would take any name for one that is there
     def __getattr__(name: str) -> Any:
         """Import what needs numpy when it is first used: ``import wsiweb`` stays light."""
         if name in _SUBMODULES:
-            return importlib.import_module(f"wsiweb.{name}")
+            try:
+                return importlib.import_module(f"wsiweb.{name}")
+            except ImportError as missing:  # help(), hasattr() and completion expect no other
+                raise AttributeError(str(missing)) from missing
         if name in _LAZY:
             return getattr(importlib.import_module(_LAZY[name]), name)
         raise AttributeError(f"module 'wsiweb' has no attribute {name!r}")
