@@ -190,6 +190,23 @@ def test_info_shows_what_is_told_as_text(run: Run, tmp_path: Path) -> None:
     assert "[/x] liver [left] ?[31mred" in out
 
 
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_terminal_obeys_nothing_of_what_a_slide_says(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Nor of a name that was typed: CSI is one character, too (C1)."""
+
+    def change(ds: Dataset) -> None:
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.SeriesDescription = "\x9b2J liver"
+
+    code, out, _ = run("info", make_slide(tmp_path / "slide", sizes=SIZES, change=change).folder, *arguments)
+    assert code == 0
+    assert {letter for letter in out if not letter.isprintable()} == {"\n"}
+    if arguments:
+        assert json.loads(out)["properties"]["series_description"] == "\x9b2J liver"
+    code, _, err = run("info", "no\x1b[2J\x9b2J place")
+    assert (code, err) == (1, "error: no?[2J?2J place does not exist.\n")
+
+
 def test_thumbnail(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     picture = tmp_path / "thumbnail.png"
     assert run("thumbnail", slide.folder, "--max-size", 100, "-o", picture)[0] == 0

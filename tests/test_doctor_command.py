@@ -84,3 +84,15 @@ def test_markup_in_what_a_server_says_is_text(server: DICOMwebServer) -> None:
     result = doctor(f"{server.url}/studies/1/series/2")
     assert result.exit_code == 1
     assert "[/nonsense]" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["info", "search", "doctor"])
+def test_a_terminal_obeys_nothing_of_what_a_server_says(server: DICOMwebServer, verb: str) -> None:
+    """To write to the clipboard (OSC 52), to clear the screen (CSI, also as one character of C1)."""
+    server.fault = lambda _: Fault(status=404, body="no \x1b]52;c;cHc=\x07 \x1b[2J \x9b2J such [/b] study".encode())
+    url = server.series_url("1", "2") if verb == "info" else server.url
+    result = CliRunner().invoke(app, [verb, url])
+    said = " ".join(f"{result.output} {result.exception}".split())
+    assert result.exit_code == 1
+    assert {letter for letter in said if not letter.isprintable()} == set()
+    assert "such [/b] study" in said

@@ -179,7 +179,7 @@ def test_error_bodies(
     body = mutated(body, mutations)
     said = readable_error(body)
     assert len(said) <= 500
-    assert "\n" not in said
+    assert not said or said.isprintable()
     refused = RefusedError(Answer(status, content_type, {"retry-after": retry_after}, URL, iter([body])))
     assert refused.retry_after is None or refused.retry_after >= 0
     assert isinstance(refused.quota, bool)

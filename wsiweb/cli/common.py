@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import wsiweb
+from wsiweb.sources.quoting import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,8 +85,9 @@ def check_output(output: Path, *, force: bool) -> None:
 
 
 def echo_json(facts: Any, *, indent: int | None = None) -> None:
-    """Print JSON; what stdout cannot encode, as JSON escapes it."""
+    """Print JSON; what stdout cannot encode, or a terminal obeys, as JSON escapes it."""
     text = json.dumps(facts, indent=indent, ensure_ascii=False)
+    text = re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)  # the others are escaped already
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -94,10 +97,9 @@ def echo_json(facts: Any, *, indent: int | None = None) -> None:
 
 def cell(value: object) -> Text:
     """Return what a service tells as text of a table: no markup, nothing that the terminal obeys."""
-    text = "" if value is None else str(value)
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
+    return Text("" if value is None else printable(str(value)))
 
 
 def escaped(text: str) -> str:
-    """Return text in which rich sees no markup."""
-    return markup.escape(text)
+    """Return text in which rich sees no markup, and the terminal nothing to obey."""
+    return markup.escape(printable(text))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from wsiweb.sources.quoting import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,18 +24,19 @@ _MARKS: dict[Status, tuple[str, str]] = {
 
 def show(console: Console, report: Report) -> None:
     """Print the checks as a table, then the conclusion."""
-    console.print(Text(report.url, "bold"), soft_wrap=True)
+    console.print(Text(printable(report.url), "bold"), soft_wrap=True)
     if report.series_uid:
-        console.print(Text(f"study  {report.study_uid}\nseries {report.series_uid}", "dim"), soft_wrap=True)
+        uids = f"study  {printable(str(report.study_uid))}\nseries {printable(report.series_uid)}"
+        console.print(Text(uids, "dim"), soft_wrap=True)
     table = Table("check", "", "finding", box=None, header_style="bold", pad_edge=False)
     for check in report.checks:
-        finding = Text(check.finding, "dim" if check.status == "skipped" else "")
+        finding = Text(printable(check.finding), "dim" if check.status == "skipped" else "")
         if check.advice:
-            finding.append(f"\n{check.advice}", "italic")
+            finding.append(f"\n{printable(check.advice)}", "italic")
         table.add_row(check.name, Text(*_MARKS[check.status]), finding)
     console.print()
     console.print(table)
     console.print()
-    console.print(Text(report.conclusion, "bold" if report.readable else "bold red"))
+    console.print(Text(printable(report.conclusion), "bold" if report.readable else "bold red"))
     cost = f"{report.requests} requests, {report.bytes / 1e6:.1f} MB, {report.seconds:.1f} s"
     console.print(Text(cost, "dim"))

@@ -68,7 +68,12 @@ def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
     text = html.unescape(text)
     for secret in secrets:
         text = text.replace(secret, "***")
-    return " ".join(text.split())[:500]
+    return " ".join(printable(text, " ").split())[:500]
+
+
+def printable(text: str, instead: str = "?") -> str:
+    """Return text of which a terminal obeys nothing: no control characters, and no line breaks."""
+    return "".join(letter if letter.isprintable() else instead for letter in text)
 
 
 def without_secrets(url: str) -> str:
