@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from wsiweb.errors import RegionError
 from wsiweb.patches.polygons import drawn, polygons_of
+from wsiweb.regions import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +32,20 @@ class Otsu:
     """
 
     threshold: int | None = None
-    """Saturation (0 to 255) above which there is tissue; None finds it. Pale stains need a lower one."""
+    """Saturation, 0 to 255, above which there is tissue; None finds it. Pale stains need a lower one."""
     blur: int = 7
     """Side of the median filter in pixels of the thumbnail, odd; 1 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= integer(self.threshold, "threshold") <= 255:
+            raise RegionError(f"threshold is an integer from 0 to 255, or None, not {self.threshold}.")
+        if integer(self.blur, "blur") < 1 or self.blur % 2 == 0:
+            raise RegionError(f"blur is an odd number of pixels, not {self.blur}.")
 
     def __call__(self, image: npt.NDArray[Any]) -> Mask:
         """Return where the image, ``(h, w, 3)`` uint8 or ``(h, w)``, shows tissue."""
         from PIL import Image, ImageFilter  # noqa: PLC0415
 
-        if not isinstance(self.blur, int) or self.blur < 1 or self.blur % 2 == 0:
-            raise RegionError(f"blur is an odd number of pixels, not {self.blur!r}.")
         values = Image.fromarray(_saturation(image) if image.ndim == 3 else _eight_bits(image))
         blurred = np.asarray(values.filter(ImageFilter.MedianFilter(self.blur)))
         threshold = otsu_threshold(blurred) if self.threshold is None else self.threshold
@@ -163,6 +168,8 @@ def make_mask(mask: Any, base_size: tuple[int, int], thumbnail: Callable[[], npt
         if mask != "otsu":
             raise RegionError(f'mask is "otsu", a boolean array, a callable or polygons, not {mask!r}.')
         mask = Otsu()
+    if isinstance(mask, type):
+        raise RegionError(f"mask is the class {mask.__name__}; make one of it: {mask.__name__}().")
     if callable(mask):
         mask = np.asarray(mask(thumbnail()))
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
