@@ -7,12 +7,13 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
 
 import wsiweb
-from wsiweb import errors
+from wsiweb import errors, patches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,6 +134,16 @@ def test_source_errors_pickle_whole(kind: type[errors.SourceError]) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert (str(copy), copy.url, copy.status, copy.frame_numbers) == ("It failed.", "https://host/x", 503, (3, 4))
+
+
+@pytest.mark.parametrize("kind", [
+    wsiweb.Level, wsiweb.FoundSlide, *(getattr(patches, name) for name in patches.__all__ if name[0].isupper()),
+])  # fmt: skip
+def test_help_tells_of_each_field(kind: type) -> None:
+    """Of what users hold; ``help`` shows nothing of what stands below a field in the source."""
+    told = inspect.getdoc(kind) or ""
+    names = re.findall(r"^(\w.*)$", told.partition("Attributes\n----------\n")[2], re.MULTILINE)
+    assert {name for line in names for name in line.split(", ")} == {field.name for field in fields(kind)}
 
 
 def test_importing_the_package_is_light() -> None:

@@ -39,7 +39,25 @@ _FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class FoundSlide:
-    """A series of slide microscopy, as a search has found it. Text is None where the service does not tell."""
+    """A series of slide microscopy, as a search has found it.
+
+    Attributes
+    ----------
+    study_uid, series_uid
+        Study and Series Instance UID.
+    patient_id, accession_number, study_description, series_description
+        As the service has them; None where it does not tell.
+    study_date
+        YYYYMMDD, or None.
+    modality
+        SM, or what was asked for; None where the service does not tell.
+    number_of_instances
+        In the series, or None.
+    place
+        Where it was found.
+    connection
+        How that was reached: arguments of ``Slide.open``.
+    """
 
     study_uid: str
     series_uid: str
@@ -51,9 +69,7 @@ class FoundSlide:
     modality: str | None = None
     number_of_instances: int | None = None
     place: Any = field(default=None, repr=False, compare=False)
-    """Where it was found."""
     connection: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """How that was reached."""
 
     def open(self, **arguments: Any) -> Slide:
         """Open the slide, by the connection that it was found by; arguments as for ``Slide.open``."""

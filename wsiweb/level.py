@@ -28,7 +28,7 @@ class SlideLevel(Level):
     """A level of an open slide; ``level[y0:y1, x0:x1]`` reads just that, of the default optical path and focal plane.
 
     Axes are (rows, columns, samples), as in all arrays here. Integers, and slices with steps, are taken as numpy
-    takes them; an empty slice costs no request.
+    takes them; an empty slice costs no request. For its attributes see ``wsiweb.Level``.
     """
 
     slide: Slide = field(compare=False, repr=False, kw_only=True)

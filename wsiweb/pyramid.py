@@ -33,28 +33,40 @@ _LONGEST_NUMBER = 16
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One resolution of a pyramid."""
+    """One resolution of a pyramid.
+
+    Attributes
+    ----------
+    index
+        Position in ``slide.levels``; 0 is the finest.
+    width, height
+        Total pixel matrix columns and rows.
+    downsample
+        Relative to level 0; the mean of both axes where they differ by rounding.
+    mpp
+        (x, y) in µm a pixel, or None where the slide does not tell.
+    mpp_source
+        What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to another level, or the user's word.
+    base_size
+        (w, h) of level 0.
+    tile_size
+        (w, h) of a frame.
+    shape
+        Of the level as an array: ``(h, w, 3)`` for colour, ``(h, w)`` for monochrome.
+    dtype
+        uint8, or uint16 for monochrome of more than 8 bits.
+    """
 
     index: int
-    """Position in ``slide.levels``; 0 is the finest."""
     width: int
-    """Total pixel matrix columns."""
     height: int
-    """Total pixel matrix rows."""
     downsample: float
-    """Relative to level 0; the mean of both axes where they differ by rounding."""
     mpp: tuple[float, float] | None
-    """Micrometres a pixel, (x, y), or None where the slide does not tell."""
     mpp_source: str | None
-    """What ``mpp`` was taken from: PixelSpacing, the imaged volume, the ratio to another level, or the user's word."""
     base_size: tuple[int, int]
-    """(w, h) of level 0."""
     tile_size: tuple[int, int]
-    """Size of a frame, (w, h)."""
     shape: tuple[int, ...]
-    """Of the level as an array: ``(h, w, 3)`` for colour, ``(h, w)`` for monochrome."""
     dtype: np.dtype[Any]
-    """uint8, or uint16 for monochrome of more than 8 bits."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -43,47 +43,65 @@ class PatchPlan:
     """Where patches are: data until read. ``plan[10]`` reads a patch, ``plan[10:20]`` is a plan.
 
     Iterating, and ``batches``, fetch and decode ahead of the consumer within ``ReadOptions.readahead_bytes``.
+
+    Attributes
+    ----------
+    slide
+        That the patches are of.
+    view
+        The level, or virtual level, that is read.
+    size
+        (w, h) of a patch in output pixels.
+    stride
+        (x, y) of the grid in output pixels.
+    layout
+        Rule for the places of the whole plan.
+    index
+        ``(n,)`` int64: place of each patch in the whole plan, the unshuffled, unsliced one.
+    tissue
+        ``(n,)`` float64: fraction of tissue of each; NaN without a mask.
+    mask
+        Where there is tissue, or None.
+    min_tissue
+        Fraction of each patch that the mask covers, at least.
+    areas
+        That the grid covers, in pixels of the level read, or of the virtual level at ``mpp``.
+    mask_lost
+        Whether the mask that chose the patches is not known any more: files do not keep it.
     """
 
     slide: Slide
     view: View
-    """The level, or virtual level, that is read."""
     size: tuple[int, int]
-    """(w, h) of a patch in output pixels."""
     stride: tuple[int, int]
-    """Of the grid, in output pixels."""
     layout: Layout
     index: Integers
-    """Place of each patch in the whole plan: the unshuffled, unsliced one."""
     tissue: Floats
-    """Fraction of tissue of each; NaN without a mask."""
     mask: TissueMask | None = None
     min_tissue: float = 0.0
     areas: tuple[Rectangle, ...] = ()
-    """That the grid covers, in pixels of the view."""
     mask_lost: bool = False
-    """Whether the mask that chose the patches is not known any more: files do not keep it."""
 
     # What is known without reading -----------------------------------------------------------------
 
     @property
     def x(self) -> Integers:
-        """Left edges, in pixels of the view."""
+        """``(n,)`` int64: left edges in pixels of the level read, or of the virtual level at ``mpp``."""
         return self.layout.positions(self.index)[0]
 
     @property
     def y(self) -> Integers:
-        """Top edges, in pixels of the view."""
+        """``(n,)`` int64: top edges in pixels of the level read, or of the virtual level at ``mpp``."""
         return self.layout.positions(self.index)[1]
 
     @property
     def x_base(self) -> Integers:
-        """Left edges in pixels of level 0."""
+        """``(n,)`` int64: left edges in pixels of level 0."""
         return to_base(self.x, self.view.base_scale[0])
 
     @property
     def y_base(self) -> Integers:
-        """Top edges in pixels of level 0."""
+        """``(n,)`` int64: top edges in pixels of level 0."""
         return to_base(self.y, self.view.base_scale[1])
 
     @property
@@ -93,7 +111,7 @@ class PatchPlan:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """(x, y) of the patches in µm a pixel."""
+        """(x, y) of the patches in µm a pixel, or None where the slide does not tell."""
         return self.view.mpp
 
     @property

@@ -29,12 +29,17 @@ class Otsu:
     """Finds tissue by its colour: HSV saturation after a median blur, above Otsu's threshold. Holes are not filled.
 
     Monochrome images are taken by their brightness.
+
+    Attributes
+    ----------
+    threshold
+        Saturation, 0 to 255, above which there is tissue; None finds it. Pale stains need a lower one.
+    blur
+        Side of the median filter in pixels of the thumbnail, odd; 1 leaves it out.
     """
 
     threshold: int | None = None
-    """Saturation, 0 to 255, above which there is tissue; None finds it. Pale stains need a lower one."""
     blur: int = 7
-    """Side of the median filter in pixels of the thumbnail, odd; 1 leaves it out."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= integer(self.threshold, "threshold") <= 255:
