@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -457,6 +458,17 @@ def test_what_is_found_opens(embedded: str, synthetic: SlideMaker) -> None:
         assert slide.size == (700, 530)
     assert found[truth.series_uid].number_of_instances == len(truth.files)
     assert uids(wsiweb.search(embedded, SeriesInstanceUID=truth.series_uid)) == [truth.series_uid]
+
+
+@pytest.mark.parametrize(("place", "shown"), [
+    *((place, place) for place in ("127.0.0.1:8042/dicom-web", "localhost:8042", "/some/folder")),
+    ("", "''"), (Path("folder"), repr(Path("folder"))),
+])  # fmt: skip
+def test_what_is_no_url_of_a_service_is_shown(place: Any, shown: str) -> None:
+    for ask in (wsiweb.search, wsiweb.doctor.examine):
+        with pytest.raises(SlideNotFoundError) as caught:
+            ask(place)
+        assert str(caught.value) == f"{shown} is no URL of a DICOMweb service: that begins with https:// or http://."
 
 
 def test_what_is_found_opens_by_the_same_connection(synthetic: SlideMaker) -> None:

@@ -30,10 +30,16 @@ def check_path(path: str, *, listed: bool) -> None:
     """Raise ``SlideNotFoundError`` where a path is a URL, of which ``pathlib`` would make something else."""
     if not _URL.match(path) or path.startswith("file://"):
         return
-    where = without_secrets(path.strip())
     if web_url(path) is not None and listed:
+        where = without_secrets(path.strip())
         raise SlideNotFoundError(f"{where} is a URL in a list, which holds files and folders. Pass the URL by itself.")
-    raise SlideNotFoundError(f"{where} is no URL of a DICOMweb service: that begins with https:// or http://.")
+    raise no_service(path)
+
+
+def no_service(place: Any) -> SlideNotFoundError:
+    """Return the error for what is taken for the URL of a service, and is none."""
+    shown = (isinstance(place, str) and without_secrets(place.strip())) or f"{place!r:.80}"
+    return SlideNotFoundError(f"{shown} is no URL of a DICOMweb service: that begins with https:// or http://.")
 
 
 def split_series_url(url: str) -> tuple[str, tuple[str, str] | None, str | None, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import requests
 from requests.structures import CaseInsensitiveDict
 
-from wsiweb.addresses import UID, check_path, nothing_named, split_series_url, web_url
+from wsiweb.addresses import UID, check_path, no_service, nothing_named, split_series_url, web_url
 from wsiweb.bulk import fill_in
 from wsiweb.errors import AuthenticationError, MetadataError, MetadataWarning, SlideNotFoundError
 from wsiweb.metadata import Instance
@@ -211,6 +211,8 @@ def searchable(place: Any, connection: Connection, options: ReadOptions) -> WebS
     """
     if web_url(place) is not None:
         return WebSource(service_at(place, connection, options), "", (), options)
+    if isinstance(place, (str, os.PathLike)):
+        raise no_service(place)
     service = service_of(place, options)
     if service is None or connection != Connection():
         raise SlideNotFoundError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 from wsiweb import opening
-from wsiweb.addresses import split_series_url
+from wsiweb.addresses import no_service, split_series_url, web_url
 from wsiweb.dicomjson import Attributes
 from wsiweb.doctor import costs, frames, service
 from wsiweb.doctor.report import Check, Report, secrets_of
@@ -96,16 +96,18 @@ def examine(
     )  # fmt: skip
     options = options or ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
     options = replace(options, max_attempts=1, decode_threads=costs.AT_ONCE)
-    place = place.strip()
-    _, _, study, series = split_series_url(place)
+    url = web_url(place)
+    if url is None:
+        raise no_service(place)
+    _, _, study, series = split_series_url(url)
     budget = Budget(MAX_REQUESTS, int(megabytes * 1e6), MAX_SECONDS, min(options.deadline_seconds, SECONDS_PER_REQUEST))
-    watched = WatchedService(opening.service_at(place, connection, options), budget)
+    watched = WatchedService(opening.service_at(url, connection, options), budget)
     examination = _Examination(watched, options, _credentials(connection, watched.credentials.get("auth")))
     try:
         report = examination.run(study_uid or study, series_uid or next(iter(series), None))
     finally:
         watched.close()
-    parts = urlsplit(place)
+    parts = urlsplit(url)
     given = [value for pair in parse_qsl(parts.query) for value in (pair[1], quote(pair[1]), quote_plus(pair[1]))]
     return report.without(
         {*secrets_of(connection, watched.credentials.get("auth"), [*given, parts.password or ""]), *seen}
