@@ -44,6 +44,7 @@ from wsiweb import (
     WsiWebError,
     search,
 )
+from wsiweb.doctor import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -588,6 +589,7 @@ def test_numbers_of_any_kind_are_numbers(synthetic: SlideMaker, given: Any, mpp:
     ({"session": "x"}, "session= is a requests.Session, not str"),
     ({"session": requests.Session}, r"requests.Session()"),
     ({"session": object()}, "session= is a requests.Session, not object"),
+    ({"headers": {5: "a"}}, "headers="), ({"headers": {b"Key": "SECRET"}}, "headers="), ({"headers": "a"}, "headers="),
     ({"study_uid": 5}, "study_uid"), ({"wado_url_prefix": 5}, "wado_url_prefix"), ({"qido_url_prefix": b"a"}, "qido"),
     ({"verify": 5}, "verify="), ({"cert": 5}, "cert="), ({"cert": ("a", None)}, "cert="),
     ({"auth": ["bob", "SECRET"]}, "auth="), ({"auth": ("bob", None)}, "auth="), ({"auth": (None, "SECRET")}, "auth="),
@@ -600,6 +602,13 @@ def test_connections_of_the_wrong_kind(
     assert said in str(caught.value)
     assert "SECRET" not in str(caught.value)
     assert server.count() == 0
+
+
+@pytest.mark.parametrize("options", [5, {}, {"max_attempts": 3}])
+@pytest.mark.parametrize("ask", [Slide.open, search, examine])
+def test_options_of_the_wrong_kind(ask: Callable[..., object], options: Any) -> None:
+    with pytest.raises(ValueError, match=f"options is a ReadOptions, not {type(options).__name__}"):
+        ask("http://127.0.0.1:9/studies/1/series/2", options=options)
 
 
 def test_a_slide_is_made_by_opening_it(truth: SyntheticSlide) -> None:

@@ -516,8 +516,9 @@ def test_what_went_along(shared: DICOMwebServer, credentials: dict[str, Any], sa
 def test_what_is_no_url() -> None:
     with pytest.raises(SlideNotFoundError):
         examine("http://")
-    with pytest.raises(ValueError, match="megabytes"):
-        examine("http://127.0.0.1:1", megabytes=0)
+    for megabytes in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="megabytes"):
+            examine("http://127.0.0.1:1", megabytes=megabytes)
 
 
 # A real server --------------------------------------------------------------------------------------------------------

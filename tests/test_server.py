@@ -682,6 +682,11 @@ class TestService:
         with pytest.raises(WsiWebError, match=str(port)):
             DicomWebServer(tmp_path, port=port)
 
+    @pytest.mark.parametrize("port", [-1, 65_536])
+    def test_a_port_that_is_none(self, tmp_path: Path, port: int) -> None:
+        with pytest.raises(WsiWebError, match=f"port {port}"):
+            DicomWebServer(tmp_path, port=port)
+
     def test_closing_what_never_started(self, tmp_path: Path) -> None:
         DicomWebServer(tmp_path).close()
 

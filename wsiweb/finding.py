@@ -13,7 +13,7 @@ from wsiweb.dicomjson import Attributes
 from wsiweb.errors import SearchError, SlideNotFoundError, SourceError
 from wsiweb.listing import Listing, UntoldError, refused
 from wsiweb.matching import Filter, number_of, texts_of
-from wsiweb.options import ReadOptions
+from wsiweb.options import ReadOptions, chosen
 from wsiweb.slide import Slide
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def search(
     most: Any = limit  # of a caller who heeds no types
     if most is not None and (not isinstance(most, numbers.Integral) or most < 1):
         raise SearchError(f"limit is an integer of at least 1, or None, not {limit!r}.")
-    options = options or ReadOptions()
+    options = chosen(options, ReadOptions())
     given = {
         "auth": auth, "token": token, "headers": headers, "session": session, "verify": verify, "cert": cert,
         "qido_url_prefix": qido_url_prefix, "wado_url_prefix": wado_url_prefix,

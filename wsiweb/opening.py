@@ -61,6 +61,9 @@ class Connection:
         headers: Any = self.headers
         if headers and not isinstance(headers, Mapping):
             raise AuthenticationError(f"headers= is a mapping of names to values, not {type(headers).__name__}.")
+        odd = next((name for name in headers or () if not isinstance(name, str)), None)
+        if odd is not None:
+            raise AuthenticationError(f"headers= has names that are text, not {type(odd).__name__}.")
         session: Any = self.session
         if session is not None and not isinstance(session, requests.Session):
             what = "the class: requests.Session()" if isinstance(session, type) else type(session).__name__

@@ -6,6 +6,7 @@ import numbers
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from typing import Any
 
 MEBIBYTE = 1 << 20
 
@@ -118,3 +119,18 @@ class ReadOptions:
             return self.decode_threads
         affinity = getattr(os, "sched_getaffinity", None)
         return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def chosen(options: Any, default: ReadOptions) -> ReadOptions:
+    """Return what a caller passed as ``options=``, or the default where that is None.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    if options is None:
+        return default
+    if not isinstance(options, ReadOptions):
+        raise ValueError(f"options is a ReadOptions, not {type(options).__name__}.")  # noqa: TRY004  (as for its fields)
+    return options

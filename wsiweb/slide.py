@@ -16,7 +16,7 @@ from wsiweb.content import SlideContent, load_content
 from wsiweb.errors import RegionError, SlideNotFoundError, WsiWebError
 from wsiweb.geometry import Rectangle
 from wsiweb.level import SlideLevel
-from wsiweb.options import ReadOptions
+from wsiweb.options import ReadOptions, chosen
 from wsiweb.plan import RegionPlanner, check_region
 from wsiweb.pyramid import Level, Pyramid, single_image
 from wsiweb.reader import Reader
@@ -117,9 +117,7 @@ class Slide:
         SourceError
             The service did not deliver; ``AuthenticationError`` where it refused the credentials.
         """
-        options = ReadOptions() if options is None else options
-        if not isinstance(options, ReadOptions):
-            raise ValueError(f"options is a ReadOptions, not {type(options).__name__}.")  # noqa: TRY004
+        options = chosen(options, ReadOptions())
         connection = opening.Connection(
             auth=auth, token=token, headers=headers, session=session, verify=verify, cert=cert,
             qido_url_prefix=qido_url_prefix, wado_url_prefix=wado_url_prefix,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from wsiweb.doctor.slide import ToldSource, check_metadata, check_slide
 from wsiweb.doctor.subject import Subject
 from wsiweb.doctor.wire import Budget, WatchedService
 from wsiweb.errors import WsiWebError
-from wsiweb.options import ReadOptions
+from wsiweb.options import ReadOptions, chosen
 from wsiweb.reader import Reader
 from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import UnreachableError
@@ -86,15 +87,16 @@ def examine(
     AuthenticationError
         ``auth`` is nothing that can be sent.
     """
-    if megabytes <= 0:
-        raise ValueError(f"megabytes must be more than 0, not {megabytes!r}.")
+    if not 0 < megabytes < math.inf:
+        raise ValueError(f"megabytes is a number above 0, not {megabytes!r}.")
     seen: list[str] = []
     token = _overheard(token, seen) if callable(token) else token
     connection = opening.Connection(
         auth=auth, token=token, headers=headers, session=session, verify=verify,
         cert=cert, qido_url_prefix=qido_url_prefix, wado_url_prefix=wado_url_prefix,
     )  # fmt: skip
-    options = options or ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
+    patience = ReadOptions(timeout_seconds=TIMEOUT_SECONDS, deadline_seconds=SECONDS_PER_REQUEST)
+    options = chosen(options, patience)
     options = replace(options, max_attempts=1, decode_threads=costs.AT_ONCE)
     url = web_url(place)
     if url is None:

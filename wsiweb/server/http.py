@@ -77,8 +77,9 @@ class DicomWebServer:
         """Each request so far, in order: method, path and query."""
         try:
             self._http = _HttpServer(host, port, index, self.requests)
-        except OSError as error:
-            raise WsiWebError(f"The server cannot listen on {host}, port {port}: {error.strerror or error}.") from error
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise WsiWebError(f"The server cannot listen on {host}, port {port}: {why}.") from error
         self._thread: threading.Thread | None = None
 
     @property
@@ -131,7 +132,7 @@ class _HttpServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler, bind_and_activate=False)
         try:
             self.server_bind()
-        except OSError:
+        except BaseException:
             self.server_close()
             raise
 
