@@ -246,6 +246,11 @@ def test_wrong_usage_is_code_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
 
 
+def test_a_seed_below_0_is_wrong_usage(run: Run, slide: SyntheticSlide) -> None:
+    code, _, err = run("bench", slide.folder, "--seed", -1)
+    assert (code, "--seed" in err) == (2, True)
+
+
 @pytest.mark.parametrize("verb", ["demo", "info", "thumbnail", "region"])
 def test_help(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")

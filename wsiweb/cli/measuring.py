@@ -64,7 +64,7 @@ def bench(
         float, typer.Option("--megabytes", min=0.1, max=1_000_000, help="About what may be received.")
     ] = 200.0,
     seconds: Annotated[float, typer.Option("--seconds", min=1, max=86_400, help="About how long it may take.")] = 60.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the places that are read.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the places that are read.")] = 1,
     study: StudyUid = None,
     series: SeriesUid = None,
     token: Token = None,
