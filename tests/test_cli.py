@@ -57,6 +57,13 @@ def test_brackets_are_no_markup(run: Run, slide: SyntheticSlide, tmp_path: Path)
     assert (code, "x[/b].png" in err.replace("\n", "")) == (0, True)
 
 
+def test_colons_are_no_emoji(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    picture = tmp_path / "case:x:1.png"
+    code, _, err = run("thumbnail", slide.folder, "-o", picture)
+    assert (code, "case:x:1.png:" in err.replace("\n", "")) == (0, True)
+    assert run("info", "studies:100:x")[2].startswith("error: studies:100:x does not exist")
+
+
 def test_the_tour_shows_no_password(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     with DicomWebServer(slide.folder) as server:
         (url,) = server.series_urls()

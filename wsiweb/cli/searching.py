@@ -54,7 +54,7 @@ def search(
         typer.echo(json.dumps([{name: getattr(one, name) for name in fields} for one in found], indent=2))
     elif found:
         # For a file or a pipe no line is folded, however long the UIDs make it.
-        console = stdout if stdout.is_terminal else Console(width=10_000)
+        console = stdout if stdout.is_terminal else Console(width=10_000, emoji=False)
         console.print(_table(found))
     stderr.print(f"{len(found)} slide{'' if len(found) == 1 else 's'}{', and more: raise --limit' if more else ''}")
 
