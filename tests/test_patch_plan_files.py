@@ -83,6 +83,21 @@ def test_numbers_of_numpy_are_numbers(slide: Slide, tmp_path: Path, suffix: str)
     assert plan.fingerprint() == plain.fingerprint() == load(tmp_path / f"plan.{suffix}", slide).fingerprint()
 
 
+def test_what_is_wrong_is_said_to_be(slide: Slide, tmp_path: Path) -> None:
+    """And not that the file is no plan."""
+    path = tmp_path / "plan.npz"
+    slide.patches(32).save(path)
+    for wrong in ("https://host/dicomWeb/studies/1/series/2", None):
+        with pytest.raises(WsiWebError, match=rf"opened.*not {type(wrong).__name__}\."):
+            load(path, wrong)  # type: ignore[arg-type]
+    for suffix in ("npz", "h5", "hdf5", "parquet"):
+        with pytest.raises(WsiWebError, match=rf"missing\.{suffix} does not exist\."):
+            load(tmp_path / f"missing.{suffix}", slide)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(WsiWebError, match=r"folder\.npz is no file\."):
+        load(tmp_path / "folder.npz", slide)
+
+
 def test_damaged_files_are_no_plans(slide: Slide, tmp_path: Path) -> None:
     slide.patches(32).save(tmp_path / "plan.npz")
     whole, path = (tmp_path / "plan.npz").read_bytes(), tmp_path / "damaged.npz"
