@@ -13,7 +13,7 @@ import pytest
 from faults import Fault, Request
 from pydicom.encaps import encapsulate, generate_frames
 
-from wsiweb import DecodeError, ReadOptions, Slide, SourceError
+from wsiweb import DecodeError, ReadOptions, RegionError, Slide, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 def slide(open_slide: Opener, synthetic: SlideMaker) -> Slide:
     """700 x 530, 350 x 265 and 175 x 132 pixels."""
     return open_slide(synthetic("rgb"))
+
+
+def test_no_patches_are_read_whatever_their_size(slide: Slide, tmp_path: Path) -> None:
+    """Of 30 GB each: no array is made for them, and none is too large."""
+    none = slide.patches(100_000)
+    assert (len(none), list(none), list(none.batches(4))) == (0, [], [])
+    assert none.read([]).images.shape == (0, 100_000, 100_000, 3)
+    rows = none.map(lambda batch: np.zeros((len(batch), 2)), tmp_path / "rows.npy")
+    assert len(rows) == 0
+    with pytest.raises(RegionError, match="max_region_bytes"):
+        list(slide.patches(100_000, edge="pad"))
 
 
 @pytest.mark.parametrize("n", [1, 4, 7, 100])

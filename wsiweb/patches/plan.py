@@ -359,9 +359,10 @@ class PatchPlan:
     def _images(self, outs: Iterator[npt.NDArray[Any]] | None) -> RegionArrays:
         slide, view = self.slide, self.view
         planner = slide._planner(view.level, None, None)  # noqa: SLF001
-        one = Rectangle(0, 0, *self.size)  # all are of this size, and touch the view
-        limit = slide.options.max_region_bytes
-        check_region(one, one, where=view.name, itemsize=planner.pixel_bytes, max_region_bytes=limit)
+        if len(self):
+            one = Rectangle(0, 0, *self.size)  # all are of this size, and touch the view
+            limit = slide.options.max_region_bytes
+            check_region(one, one, where=view.name, itemsize=planner.pixel_bytes, max_region_bytes=limit)
         reader = slide._running()  # noqa: SLF001
         return RegionArrays(reader, view, self._rectangles(), planner, outs=outs, keep=Keep.ON_TRIAL, single=False)
 
