@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from synthetic import make_slide, srgb_profile
 
+import wsiweb
 from wsiweb.cli import main
 from wsiweb.server import DicomWebServer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
     from synthetic import SyntheticSlide
+
+    from wsiweb import FoundSlide
 
     Run = Callable[..., tuple[int, str, str]]
 
@@ -251,6 +254,49 @@ def test_a_region_off_the_slide_fails(run: Run, slide: SyntheticSlide, tmp_path:
 @pytest.mark.parametrize("arguments", [("info",), ("no-such-verb",), ("region", "slide", "a", "b", "c", "d")])
 def test_wrong_usage_is_code_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [
+    ("region", 0, 0, 40, 30, "--mpp", 0.25), ("patches", "--mpp", 0.25, "--mask", "none", "--size", 40),
+    ("patches", "--magnification", 80, "--mask", "none", "--size", 40),
+])  # fmt: skip
+def test_advice_to_enlarge_can_be_followed(
+    run: Run, slide: SyntheticSlide, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    command = (arguments[0], slide.folder, *arguments[1:], "-o", tmp_path / "enlarged.png")
+    code, _, err = run(*command)
+    assert code == 1
+    assert "finer" in err
+    assert "--upsample" in err
+    assert ("magnification of 80" in err) is ("--magnification" in arguments)
+    assert run(*command, "--upsample")[0] == 0
+
+
+def test_advice_to_name_a_series_can_be_followed(run: Run, slide: SyntheticSlide) -> None:
+    with DicomWebServer(slide.folder) as server:
+        assert "--series" in run("info", server.url, "--study", "9.9")[2]
+
+
+@pytest.mark.parametrize(("given", "told", "sent"), [
+    (("--user", "me:hush"), {"WSIWEB_TOKEN": "t"}, {"auth": ("me", "hush")}),
+    (("--token", "t"), {"WSIWEB_USER": "me:hush"}, {"token": "t"}),
+    ((), {"WSIWEB_TOKEN": "t"}, {"token": "t"}),
+    (("--token", "t", "--user", "me:hush"), {}, {"token": "t", "auth": ("me", "hush")}),  # which the library refuses
+])  # fmt: skip
+def test_what_is_typed_goes_before_the_environment(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], told: dict[str, str], sent: dict[str, object]
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def search(_place: str, *, limit: int | None, **connection: object) -> list[FoundSlide]:
+        seen.append(connection)
+        return []
+
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wsiweb, "search", search)
+    assert run("search", "https://host/dicom-web", *given)[0] == 0
+    assert seen == [sent]
 
 
 def test_a_seed_below_0_is_wrong_usage(run: Run, slide: SyntheticSlide) -> None:

@@ -162,7 +162,7 @@ def test_magnification_is_relative_to_the_objective(open_slide: Opener, syntheti
 
 def test_a_magnification_beyond_the_objective_is_named(open_slide: Opener, synthetic: SlideMaker) -> None:
     slide = open_slide(synthetic("exact"))
-    with pytest.raises(RegionError, match=r"magnification of 40 .* states 20 .* upsample=True"):
+    with pytest.raises(RegionError, match=r"magnification of 40, .* states 20: .* upsample=True"):
         slide.patches(100, magnification=40)
     assert slide.patches(100, magnification=40, upsample=True).mpp == (0.25, 0.25)
 

@@ -311,7 +311,9 @@ def _service_source(
         searched = WebSource(service, "", series_uids, options)
         studies = lookup("studies of", series_uids[0], lambda: searched.studies_of(series_uids[0]))
         if len(studies) != 1:
-            found = "it is in no study" if not studies else f"it is in {len(studies)} studies; pass study_uid="
+            found = (
+                "it is in no study" if not studies else f"it is in {len(studies)} studies; pass study_uid= (--study)"
+            )
             raise SlideNotFoundError(f"The series {series_uids[0]} was searched for at {service.base_url}: {found}.")
         study_uid = studies[0]
     elif not series_uids:
@@ -321,7 +323,7 @@ def _service_source(
             listed = ", ".join(found_series) or "none"
             raise SlideNotFoundError(
                 f"Study {study_uid} has {len(found_series)} series of slide microscopy (Modality SM): {listed}. "
-                f"Name one with series_uid=."
+                f"Name one with series_uid= (--series on the command line)."
             )
         series_uids = tuple(found_series)
     source = WebSource(service, study_uid, series_uids, options)

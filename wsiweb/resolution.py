@@ -28,6 +28,7 @@ TOLERANCE = 0.01
 _WITHIN = TOLERANCE + 1e-9
 """The same, with room for what floating point numbers lose."""
 _ROUNDING = 1e-6
+_TO_ENLARGE = "Ask for that or coarser, or pass upsample=True (--upsample on the command line) to enlarge it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,7 @@ def view_at_mpp(levels: Sequence[Level], mpp: float, *, upsample: bool) -> View:
     finest = min(base_mpp)
     if mpp < finest * (1 - _WITHIN) and not upsample:
         raise RegionError(
-            f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. Ask for that or coarser, "
-            f"or pass upsample=True to enlarge it."
+            f"{mpp:g} µm a pixel is finer than the slide's {base_mpp[0]:g} x {base_mpp[1]:g}. {_TO_ENLARGE}"
         )
     level = level_for_mpp(levels, mpp)
     level_mpp = _mpp(level)
@@ -158,20 +158,14 @@ def _axis(extent: float, scale: float, level_side: int) -> tuple[int, float]:
     return side, scale if fits else level_side / extent
 
 
-def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool, wish: str | None = None) -> View:
-    """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``.
-
-    ``wish`` says for messages what was asked for, where that was no downsample.
-    """
+def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: bool) -> View:
+    """Return the virtual level of so many level-0 pixels for each of its own; errors as ``view_at_mpp``."""
     downsample = positive(downsample, "downsample")
     same = _same(levels, lambda level: tuple(downsample / axis for axis in _downsamples(level)))
     if same is not None:
         return view_of_level(same)
     if downsample < 1 - _WITHIN and not upsample:
-        raise RegionError(
-            f"{wish or f'A downsample of {downsample:g}'} is finer than level 0. Ask for that or coarser, or pass "
-            f"upsample=True to enlarge it."
-        )
+        raise RegionError(f"A downsample of {downsample:g} is finer than level 0. {_TO_ENLARGE}")
     base, level = levels[0], level_for_downsample(levels, downsample)
     return View(
         level=level,
@@ -180,6 +174,23 @@ def view_at_downsample(levels: Sequence[Level], downsample: float, *, upsample: 
         scale=(downsample * level.width / base.width, downsample * level.height / base.height),
         mpp=None if base.mpp is None else (base.mpp[0] * downsample, base.mpp[1] * downsample),
     )
+
+
+def view_at_magnification(
+    levels: Sequence[Level], magnification: float, power: float | None, *, upsample: bool
+) -> View:
+    """Return the virtual level of a magnification: by the objective's power, else at 10 µm a pixel for 1x.
+
+    Errors are those of ``view_at_mpp``.
+    """
+    magnification = positive(magnification, "magnification")
+    try:
+        if power:
+            return view_at_downsample(levels, power / magnification, upsample=upsample)
+        return view_at_mpp(levels, 10 / magnification, upsample=upsample)
+    except RegionError as error:
+        stated = f", where the slide states {power:g}" if power else ""
+        raise RegionError(f"At a magnification of {magnification:g}{stated}: {error}") from error
 
 
 def level_for_mpp(levels: Sequence[Level], mpp: float) -> Level:

@@ -509,13 +509,7 @@ class Slide:
             return resolution.view_at_mpp(self._pyramid.levels, mpp, upsample=upsample)
         if magnification is not None:
             power = self.properties.get("objective_power")
-            magnification = resolution.positive(magnification, "magnification")
-            if power:
-                return resolution.view_at_downsample(
-                    self._pyramid.levels, power / magnification, upsample=upsample,
-                    wish=f"A magnification of {magnification:g} where the slide states {power:g}",
-                )  # fmt: skip
-            return resolution.view_at_mpp(self._pyramid.levels, 10 / magnification, upsample=upsample)
+            return resolution.view_at_magnification(self._pyramid.levels, magnification, power, upsample=upsample)
         return resolution.view_of_level(self._level(0 if level is None else level))
 
     def _channels(

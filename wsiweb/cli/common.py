@@ -36,13 +36,29 @@ SlidePlace = Annotated[
         metavar="SLIDE", help="URL of a series (https://host/dicomWeb/studies/1.2/series/3.4), folder or file."
     ),
 ]
-StudyUid = Annotated[str | None, typer.Option("--study", help="Study UID, where SLIDE is the root of a service.")]
-SeriesUid = Annotated[str | None, typer.Option("--series", help="Series UID, where SLIDE does not say it.")]
-Token = Annotated[str | None, typer.Option("--token", envvar="WSIWEB_TOKEN", help="Bearer token.", show_envvar=True)]
+StudyUid = Annotated[str | None, typer.Option("--study", help="Study UID, where the URL does not say it.")]
+SeriesUid = Annotated[str | None, typer.Option("--series", help="Series UID, where neither URL nor folder says it.")]
+
+
+def _unless_typed(context: typer.Context, option: typer.CallbackParam, value: str | None) -> str | None:
+    """Leave out what the environment says where another way to log in was typed: that has been seen before."""
+    other = "user" if option.name == "token" else "token"
+    sources = [getattr(context.get_parameter_source(name), "name", None) for name in (option.name or "", other)]
+    return None if sources == ["ENVIRONMENT", "COMMANDLINE"] else value
+
+
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="WSIWEB_TOKEN", help="Bearer token.", show_envvar=True, callback=_unless_typed),
+]
 User = Annotated[
-    str | None, typer.Option("--user", envvar="WSIWEB_USER", help="USER:PASSWORD for basic authentication.")
+    str | None,
+    typer.Option(
+        "--user", envvar="WSIWEB_USER", help="USER:PASSWORD for basic authentication.", callback=_unless_typed
+    ),
 ]
 Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value' to send along; repeatable.")]
+Upsample = Annotated[bool, typer.Option("--upsample", help="Allow a resolution finer than level 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 

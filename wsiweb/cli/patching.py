@@ -16,6 +16,7 @@ from wsiweb.cli.common import (
     SlidePlace,
     StudyUid,
     Token,
+    Upsample,
     User,
     app,
     escaped,
@@ -37,6 +38,7 @@ def patches(
     level: Annotated[int | None, typer.Option("--level", help="Level to read.")] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Resolution in µm a pixel.")] = None,
     magnification: Annotated[float | None, typer.Option("--magnification", help="20 for 20x, say.")] = None,
+    upsample: Upsample = False,  # noqa: FBT002
     mask: Annotated[str, typer.Option("--mask", help="otsu or none.")] = "otsu",
     min_tissue: Annotated[float, typer.Option("--min-tissue", min=0, max=1, help="Fraction of tissue.")] = 0.5,
     edge: Annotated[str, typer.Option("--edge", help="drop, pad or shift.")] = "drop",
@@ -73,7 +75,7 @@ def patches(
     with open_slide(place, study, series, token, user, header) as slide:
         plan = slide.patches(
             size, level=level, mpp=mpp, magnification=magnification, stride=stride, edge=edge, min_tissue=min_tissue,
-            mask=None if mask == "none" else mask,
+            mask=None if mask == "none" else mask, upsample=upsample,
         )  # fmt: skip
         part = (0, 1) if shard is None else _part(shard)
         if shard is not None:

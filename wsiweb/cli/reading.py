@@ -16,6 +16,7 @@ from wsiweb.cli.common import (
     SlidePlace,
     StudyUid,
     Token,
+    Upsample,
     User,
     app,
     cell,
@@ -104,6 +105,7 @@ def region(
     mpp: Annotated[float | None, typer.Option("--mpp", help="Resolution in µm a pixel, in place of a level.")] = None,
     optical_path: Annotated[str | None, typer.Option("--optical-path", help="Identifier.")] = None,
     focal_plane: Annotated[float | None, typer.Option("--focal-plane", help="z offset in µm.")] = None,
+    upsample: Upsample = False,  # noqa: FBT002
     srgb: Annotated[bool, typer.Option("--srgb", help="Convert by the slide's ICC profile.")] = False,  # noqa: FBT002
     study: StudyUid = None,
     series: SeriesUid = None,
@@ -130,8 +132,10 @@ def region(
             from wsiweb.icc import srgb_profile  # noqa: PLC0415
 
             only_channel(slide._channels(slide.levels[0], optical_path, focal_plane)[0])  # noqa: SLF001
-            image = slide.read_region_mpp(mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc)
-            view = slide._view(None, mpp, None, upsample=False)  # noqa: SLF001
+            image = slide.read_region_mpp(
+                mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc, upsample=upsample
+            )
+            view = slide._view(None, mpp, None, upsample=upsample)  # noqa: SLF001
             channels, _ = slide._channels(view.level, optical_path, focal_plane)  # noqa: SLF001
             profile = slide._icc_profile(optical_path, channels[0])  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)

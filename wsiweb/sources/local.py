@@ -116,7 +116,7 @@ class LocalSource:
         if len(series) > 1 and not self._series_uids:
             raise SlideNotFoundError(
                 f"{', '.join(map(str, self._paths))} holds {len(series)} series of images: {', '.join(series)}. Name "
-                f"one with series_uid=."
+                f"one with series_uid= (--series on the command line)."
             )
 
     def _candidates(self) -> Iterator[tuple[Path, bool]]:
