@@ -299,6 +299,21 @@ def test_what_is_typed_goes_before_the_environment(
     assert seen == [sent]
 
 
+def test_a_terminal_without_a_width(slide: SyntheticSlide) -> None:
+    """COLUMNS=0 tells of none, and is what some environments say."""
+    command = [sys.executable, "-m", "wsiweb", "info", str(slide.folder)]
+    done = subprocess.run(command, env={**os.environ, "COLUMNS": "0"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, "300 x 200" in done.stdout) == (0, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no shell to close stdout")
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_closed_stdout(slide: SyntheticSlide, arguments: tuple[str, ...]) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "wsiweb", "info", str(slide.folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_seed_below_0_is_wrong_usage(run: Run, slide: SyntheticSlide) -> None:
     code, _, err = run("bench", slide.folder, "--seed", -1)
     assert (code, "--seed" in err) == (2, True)

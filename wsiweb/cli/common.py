@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+if os.environ.get("COLUMNS") == "0":  # which says that nobody knows, and is no width
+    del os.environ["COLUMNS"]
 stdout = Console(highlight=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, emoji=False)
 
@@ -105,7 +108,7 @@ def echo_json(facts: Any, *, indent: int | None = None) -> None:
     text = json.dumps(facts, indent=indent, ensure_ascii=False)
     text = re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)  # the others are escaped already
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")  # there is none where stdout was closed
     except UnicodeEncodeError:
         text = json.dumps(facts, indent=indent)
     typer.echo(text)
