@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,6 @@ from wsiweb.server import DicomWebServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pydicom import Dataset
     from synthetic import SyntheticSlide
@@ -297,6 +298,17 @@ def test_what_is_typed_goes_before_the_environment(
     monkeypatch.setattr(wsiweb, "search", search)
     assert run("search", "https://host/dicom-web", *given)[0] == 0
     assert seen == [sent]
+
+
+def test_an_interrupt_while_the_command_is_imported(tmp_path: Path) -> None:
+    """Most of what a short command takes is imports, so a Ctrl-C often comes then."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), str(Path(wsiweb.__file__).parents[1])])
+    command = [sys.executable, "-m", "wsiweb", "info", "nothing"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"wsiweb": "wsiweb.__main__:main"}  # as -m does
 
 
 def test_a_terminal_without_a_width(slide: SyntheticSlide) -> None:

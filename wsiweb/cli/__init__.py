@@ -40,9 +40,6 @@ def main() -> None:
     except (WsiWebError, OSError) as error:
         stderr.print(f"[red]error:[/red] {escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        stderr.print("interrupted")
-        sys.exit(130)
 
 
 def _show_warning(
