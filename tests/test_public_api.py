@@ -70,6 +70,13 @@ def test_dir_lists_what_there_is_and_imports_none_of_it() -> None:
     assert loaded_by("import wsiweb; dir(wsiweb)", HEAVY) == set()
 
 
+@pytest.mark.parametrize("name", ["doctor", "idc", "patches", "server"])
+def test_dir_of_a_part_lists_what_is_meant_to_be_used(name: str) -> None:
+    part = getattr(wsiweb, name)
+    assert dir(part) == part.__all__ == sorted(part.__all__)
+    assert all(hasattr(part, one) for one in dir(part))
+
+
 def test_parts_of_the_library_are_there_without_an_import_of_their_own() -> None:
     used = "wsiweb.server.DicomWebServer, wsiweb.doctor.examine, wsiweb.patches.load, wsiweb.idc.find"
     assert loaded_by(f"import wsiweb\n{used}", ("wsiweb.server", "wsiweb.doctor")) == {"wsiweb.server", "wsiweb.doctor"}

@@ -12,6 +12,8 @@ from wsiweb.finding import FoundSlide
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["PROXY", "find"]
+
 PROXY = (
     "https://proxy.imaging.datacommons.cancer.gov/current/"
     "viewer-only-no-downloads-see-tinyurl-dot-com-slash-3j3d9jyp/dicomWeb"
@@ -126,3 +128,8 @@ def _index(columns: dict[str, str]) -> Any:
         raise SourceError("IDC's index of slides could not be downloaded. Search by collection or patient_id without.")
     new = [column for column in more.columns if column not in series.columns or column == "SeriesInstanceUID"]
     return series.merge(more[new], on="SeriesInstanceUID", how="inner")
+
+
+def __dir__() -> list[str]:
+    """Return what there is to use."""
+    return list(__all__)

@@ -11,3 +11,8 @@ from wsiweb.doctor.examination import examine
 from wsiweb.doctor.report import Check, Report
 
 __all__ = ["Check", "Report", "examine"]
+
+
+def __dir__() -> list[str]:
+    """Return what there is to use."""
+    return list(__all__)

@@ -50,3 +50,8 @@ def plan_patches(
     if mask is None:
         return plan
     return plan.masked(make_mask(mask, slide.size, lambda: slide.thumbnail(THUMBNAIL_SIDE)), float(min_tissue))
+
+
+def __dir__() -> list[str]:
+    """Return what there is to use."""
+    return list(__all__)

@@ -8,3 +8,8 @@ from __future__ import annotations
 from wsiweb.server.http import DicomWebServer
 
 __all__ = ["DicomWebServer"]
+
+
+def __dir__() -> list[str]:
+    """Return what there is to use."""
+    return list(__all__)
