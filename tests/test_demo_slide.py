@@ -23,10 +23,11 @@ from wsiweb.demo.pyramid import plan_levels, write_levels
 from wsiweb.demo.slide import default_cache_folder, make_demo_slide, write_slide
 from wsiweb.demo.texture import GLASS
 from wsiweb.demo.tissue import Tissue
-from wsiweb.errors import UnsupportedError
+from wsiweb.errors import UnsupportedError, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 SIZE, TILE = (1500, 1100), 256
 LEVEL_SIZES = [(1500, 1100), (750, 550), (375, 275), (187, 137)]
@@ -354,6 +355,14 @@ def stop_at(frame: int) -> Callable[[int, int], None]:
 def test_interrupted_run_leaves_nothing(tmp_path: Path, frame: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_slide(tmp_path / "slide", size=SIZE, progress=stop_at(frame))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 9_000])
+def test_a_full_disk(tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], size: int) -> None:
+    """It is said where, and nothing is left."""
+    with full_disk(size), pytest.raises(WsiWebError, match=r"\.dcm cannot be written: File too large\. Make room"):
+        write_slide(tmp_path / "slide", size=SIZE)
     assert list(tmp_path.iterdir()) == []
 
 

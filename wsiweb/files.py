@@ -45,11 +45,11 @@ def whole(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_stream(path: Path) -> Iterator[BinaryIO]:
     """Give a stream into such a file. That of it which fails is a ``WsiWebError``, whatever else is done meanwhile."""
-    with whole(path) as temporary, io.BufferedWriter(_Written(temporary, path)) as stream:
+    with whole(path) as temporary, io.BufferedWriter(Written(temporary, path)) as stream:
         yield cast("BinaryIO", stream)
 
 
-class _Written(io.FileIO):
+class Written(io.FileIO):
     """A file that speaks of another where it cannot be written."""
 
     def __init__(self, temporary: Path, path: Path) -> None:
@@ -57,10 +57,12 @@ class _Written(io.FileIO):
         self._path = path
 
     def write(self, data: Any) -> int:
+        """Write bytes."""
         with writable(self._path):
             return super().write(data)
 
     def close(self) -> None:
+        """Close the file: what is left to write may fail then."""
         with writable(self._path):
             super().close()
 

@@ -5,12 +5,13 @@ Header and frames only; what they say and show is the business of others.
 
 from __future__ import annotations
 
-from io import BytesIO
+from io import BufferedWriter, BytesIO
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from wsiweb.demo.header import header
+from wsiweb.files import Written, writable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ class EncapsulatedFile:
         self._extended = picture.frames * picture.frame_bytes > BASIC_TABLE_LIMIT_BYTES
         self._offsets: list[int] = []
         self._lengths: list[int] = []
-        self._file = path.open("wb")
+        self._file = BufferedWriter(Written(path, path))
         self._write_header()
         self._frames_start = self._file.tell()
 
@@ -87,7 +88,8 @@ def write_native(path: Path, picture: Picture, uids: Uids, pixels: bytes) -> Non
     """Write a picture as it is, uncompressed."""
     dataset = header(picture, uids)
     dataset.add_new("PixelData", "OB", pixels + b"\0" * (len(pixels) % 2))
-    path.write_bytes(_part_10(dataset, picture.transfer_syntax))
+    with writable(path):
+        path.write_bytes(_part_10(dataset, picture.transfer_syntax))
 
 
 def _part_10(dataset: Dataset, transfer_syntax: str) -> bytes:

@@ -19,6 +19,7 @@ from wsiweb.demo.pyramid import plan_levels, write_levels
 from wsiweb.demo.texture import TEXTURE
 from wsiweb.demo.tissue import Tissue
 from wsiweb.errors import UnsupportedError
+from wsiweb.files import writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,8 @@ def make_demo_slide(folder: Path, *, progress: Callable[[int, int], None] | None
     ------
     UnsupportedError
         The folder holds other files.
+    WsiWebError
+        No files can be written there.
     """
     return write_slide(folder, size=DEMO_SIZE, progress=progress)
 
@@ -103,6 +106,8 @@ def write_slide(
     ------
     UnsupportedError
         The folder holds other files.
+    WsiWebError
+        No files can be written there.
     ValueError
         An argument is out of range.
     """
@@ -119,7 +124,8 @@ def write_slide(
         return folder
     _check_replaceable(target)
     partial = target.with_name(f".{target.name}-{uuid4().hex[:8]}.part")
-    partial.mkdir(parents=True)
+    with writable(target):
+        partial.mkdir(parents=True)
     try:
         keep = max((i for i, level in enumerate(levels) if max(level.size) >= THUMBNAIL_SIDE), default=0)
         kept = write_levels(Tissue(size, seed), levels, partial, uids, quality=quality, keep=keep, progress=progress)
