@@ -102,6 +102,16 @@ def test_the_default_is_the_rest_of_the_level(open_slide: Opener, synthetic: Sli
             np.testing.assert_array_equal(np.asarray(image), truth.truth(level, *box))
 
 
+@pytest.mark.parametrize("place", [(800, 0), (0, 530), (700, 800)])
+def test_a_corner_beyond_the_level_is_said_to_lie_outside(
+    open_slide: Opener, synthetic: SlideMaker, tmp_path: Path, place: tuple[int, int]
+) -> None:
+    """And not that its width was negative, which nobody gave."""
+    x, y = place
+    with pytest.raises(RegionError, match=rf"700 x 530 pixels; the region \({x}, {y}, \d+, \d+\) lies outside"):
+        open_slide(synthetic("rgb")).export_png(tmp_path / "a.png", 0, x, y)
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_profile_and_density_are_embedded(open_slide: Opener, tmp_path: Path, level: int) -> None:
     """0.5 micrometres a pixel at level 0 are 2,000,000 pixels a metre, 50,800 an inch."""

@@ -354,6 +354,8 @@ def test_random_places(slide: Slide) -> None:
     assert (one.x + 40 <= 600).all()
     with pytest.raises(RegionError):
         slide.patches(40, mask=np.zeros((5, 5), bool), min_tissue=1).random(5)
+    with pytest.raises(RegionError, match=r"n is at least 0, not -1\."):
+        slide.patches(40).random(-1)
     with pytest.raises(RegionError):
         slide.patches(40, roi=(0, 0, 30, 30)).random(5)
 

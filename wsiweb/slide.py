@@ -458,8 +458,8 @@ class Slide:
         region = Rectangle(
             x,
             y,
-            level.width - x if w is None else integer(w, "w"),
-            level.height - y if h is None else integer(h, "h"),
+            max(level.width - x, 1) if w is None else integer(w, "w"),  # of a corner beyond, it is told that it is
+            max(level.height - y, 1) if h is None else integer(h, "h"),
         )
         _check_icc(icc)
         channels, _ = self._channels(level, optical_path, focal_plane)

@@ -64,7 +64,9 @@ def draw(
     """
     w, h = size
     areas = [area for area in areas if area.w >= w and area.h >= h]
-    if n < 0 or not areas:
+    if n < 0:
+        raise RegionError(f"n is at least 0, not {n}.")
+    if not areas:
         raise RegionError(f"There is no room for {n} patches of {w} x {h} pixels in the plan's areas.")
     random = generator(seed)
     room = np.array([[area.x, area.y, area.w - w + 1, area.h - h + 1] for area in areas])
