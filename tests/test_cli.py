@@ -218,6 +218,17 @@ def test_a_terminal_obeys_nothing_of_what_a_slide_says(run: Run, tmp_path: Path,
     assert (code, err) == (1, "error: no?[2J?2J place does not exist.\n")
 
 
+def test_one_is_no_plural(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
+    with DicomWebServer(slide.folder) as server:
+        (url,) = server.series_urls()
+        err = run("region", url, 0, 0, 5, 5, "-o", tmp_path / "a.png")[2]
+        assert " 1 frame in 2 requests" in " ".join(err.split())  # the metadata are one of them
+        assert "  1 request, " in run("demo", url, "-o", tmp_path / "b.png")[1]
+    assert "  0 requests, " in run("demo", slide.folder, "-o", tmp_path / "c.png")[1]
+    out = run("patches", slide.folder, "--size", 200, "--mask", "none", "--dry-run", "-o", "p")[1]
+    assert out.startswith("1 patch would be in p: ")
+
+
 def test_thumbnail(run: Run, slide: SyntheticSlide, tmp_path: Path) -> None:
     picture = tmp_path / "thumbnail.png"
     assert run("thumbnail", slide.folder, "--max-size", 100, "-o", picture)[0] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import shutil
 import threading
 from contextlib import ExitStack
@@ -619,8 +620,14 @@ def test_a_slide_is_made_by_opening_it(truth: SyntheticSlide) -> None:
 
 def test_lists_of_the_wrong_kind(truth: SyntheticSlide) -> None:
     for wrong in (None, 5, b"x"):
-        with pytest.raises(SlideNotFoundError, match=type(wrong).__name__):
+        with pytest.raises(SlideNotFoundError, match=f"no {type(wrong).__name__}"):
             Slide.open([truth.folder, wrong])
+
+
+def test_a_series_that_is_not_among_the_files(truth: SyntheticSlide) -> None:
+    said = f"it holds no DICOM file of series 1.2, but {len(truth.files)} of others"
+    with pytest.raises(SlideNotFoundError, match=re.escape(said)):
+        Slide.open(truth.folder, series_uid="1.2")
 
 
 @pytest.mark.parametrize("plane", ["a", None, float("nan"), [0.0]])

@@ -137,7 +137,7 @@ def _local_source(
         if isinstance(path, str):
             check_path(path, listed=True)
         elif not isinstance(path, os.PathLike):
-            raise SlideNotFoundError(f"A list names files and folders; this one has a {type(path).__name__} in it.")
+            raise SlideNotFoundError(f"A list names files and folders, and no {type(path).__name__}.")
     paths = [
         unquote(urlsplit(path).path) if isinstance(path, str) and path.startswith("file://") else path for path in paths
     ]

@@ -25,6 +25,7 @@ from wsiweb.cli.common import (
     stdout,
 )  # fmt: skip
 from wsiweb.errors import RegionError
+from wsiweb.sources.quoting import counted
 
 
 @app.command()
@@ -105,9 +106,9 @@ def patches(
     if as_json:
         typer.echo(json.dumps(facts))
     else:
-        did = "would be" if dry_run else "are"
-        where, megabytes = escaped(output), cost.bytes / 1e6
-        stdout.print(f"{cost.patches} patches {did} in {where}: {cost.frames} frames, about {megabytes:.1f} MB")
+        did = "would be" if dry_run else "is" if cost.patches == 1 else "are"
+        known, frames = counted(cost.patches, "patch", "patches"), counted(cost.frames, "frame")
+        stdout.print(f"{known} {did} in {escaped(output)}: {frames}, about {cost.bytes / 1e6:.1f} MB")
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from wsiweb.cli.common import (
     stderr,
     stdout,
 )  # fmt: skip
+from wsiweb.sources.quoting import counted
 
 if TYPE_CHECKING:
     from wsiweb.regions import Region
@@ -139,7 +140,7 @@ def region(
             channels, _ = slide._channels(view.level, optical_path, focal_plane)  # noqa: SLF001
             profile = slide._icc_profile(optical_path, channels[0])  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
-        cost = f"{slide.stats.frames} frames in {slide.stats.requests} requests"
+        cost = f"{counted(slide.stats.frames, 'frame')} in {counted(slide.stats.requests, 'request')}"
         stderr.print(f"{escaped(str(output))}: {w} x {h} px, {cost}")
 
 

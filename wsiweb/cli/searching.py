@@ -15,6 +15,7 @@ import wsiweb
 from wsiweb.cli.common import AsJson, Header, Token, User, app, cell, connection, stderr, stdout
 from wsiweb.errors import SearchError
 from wsiweb.matching import Filter
+from wsiweb.sources.quoting import counted
 
 if TYPE_CHECKING:
     from wsiweb.finding import FoundSlide
@@ -56,7 +57,7 @@ def search(
         # For a file or a pipe no line is folded, however long the UIDs make it.
         console = stdout if stdout.is_terminal else Console(width=10_000, emoji=False)
         console.print(_table(found))
-    stderr.print(f"{len(found)} slide{'' if len(found) == 1 else 's'}{', and more: raise --limit' if more else ''}")
+    stderr.print(f"{counted(len(found), 'slide')}{', and more: raise --limit' if more else ''}")
 
 
 def _named(filters: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from wsiweb import ReadOptions
 from wsiweb.demo.slide import default_cache_folder, make_demo_slide
 from wsiweb.slide import Slide
-from wsiweb.sources.quoting import without_secrets
+from wsiweb.sources.quoting import counted, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def _tour(
         seconds = time.perf_counter() - started
         shown = without_secrets(place) if "://" in place else place
         console.print(f'slide = Slide.open("{shown}")', style="cyan", soft_wrap=True, markup=False)
-        console.print(f"  {slide.stats.requests} request, {seconds * 1000:.0f} ms\n")
+        console.print(f"  {counted(slide.stats.requests, 'request')}, {seconds * 1000:.0f} ms\n")
         console.print(level_table(slide))
         console.print()
         x, y, w, h = _centre(slide, _PICTURE_SIDE)
@@ -142,8 +142,10 @@ def _step(console: Console, slide: Slide, code: str) -> Iterator[list[tuple[int,
     yield shapes
     seconds = time.perf_counter() - started
     after = slide.stats.as_dict()
+    frames = counted(after["frames"] - before["frames"], "frame")
+    requests = counted(after["requests"] - before["requests"], "request")
     megapixels = sum(height * width for height, width in shapes) / 1e6
     console.print(
-        f"  {after['frames'] - before['frames']:,} frames in {after['requests'] - before['requests']} requests, "
-        f"{megapixels:.1f} megapixels in {seconds:.2f} s: {megapixels / seconds:.0f} megapixels a second\n"
+        f"  {frames} in {requests}, {megapixels:.1f} megapixels in {seconds:.2f} s: "
+        f"{megapixels / seconds:.0f} megapixels a second\n"
     )

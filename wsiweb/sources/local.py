@@ -99,7 +99,7 @@ class LocalSource:
         if missing or not datasets:
             where = ", ".join(map(str, self._paths))
             wanted = f"series {', '.join(missing)}" if missing else f"study {self._study_uid}"
-            what = f"{seen} DICOM files, but none of {wanted}" if seen else "no DICOM file"
+            what = f"no DICOM file of {wanted}, but {seen} of others" if seen else "no DICOM file"
             broken = f" {' '.join(problems)}" if problems else ""
             raise SlideNotFoundError(f"There is no slide in {where}: it holds {what}.{broken}")
         self._check_one_slide(datasets)

@@ -1,4 +1,4 @@
-"""What a service says of a failure, and URLs, for messages: readable, short, and without what is said in confidence."""
+"""What a service says of a failure, URLs and numbers, for messages: readable, short, without what is confidential."""
 
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ def readable_error(body: bytes, secrets: Iterable[str] = ()) -> str:
 def printable(text: str, instead: str = "?") -> str:
     """Return text of which a terminal obeys nothing: no control characters, and no line breaks."""
     return "".join(letter if letter.isprintable() else instead for letter in text)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: one frame, several frames."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def without_secrets(url: str) -> str:
