@@ -66,7 +66,7 @@ class Slide:
         inside = np.s_[margin : margin + height, margin : margin + width]
         return canvas[inside], depth[inside]
 
-    def pyramid(self, report: Callable[[str], object] = pytest.fail) -> Pyramid:
+    def pyramid(self, report: Callable[[str], None] = pytest.fail) -> Pyramid:
         instances = [Instance.from_json(header) for header in self.headers]
         (pyramid,) = build_pyramids([one for one in instances if one is not None], mpp=None, report=report)
         return pyramid
