@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conftest import Opener, SlideMaker
     from faults import Request
 
-    from wsiweb.plan import FrameKey
+    from wsiweb.frames import FrameKey
 
     Pixels = npt.NDArray[Any]
 

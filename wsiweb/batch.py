@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wsiweb.plan import FrameKey
+    from wsiweb.frames import FrameKey
 
 MAX_LIST_CHARACTERS = 2000
 """Of a frame list in a URL: servers and proxies take 4 to 8 kB for the whole URL, a series' URL takes 300."""

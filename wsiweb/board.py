@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wsiweb.frames import FrameKey
     from wsiweb.memory import ArrayPool
-    from wsiweb.plan import FrameKey, ReadPlan
+    from wsiweb.plan import ReadPlan
 
     Pixels = npt.NDArray[Any]
 

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiweb.errors import RegionError
-from wsiweb.frames import Box, FrameKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wsiweb.frames import Box, FrameKey
     from wsiweb.geometry import Rectangle
     from wsiweb.images import Channel
     from wsiweb.pyramid import Level
-
-__all__ = ["FrameKey", "ReadPlan", "RegionPlanner", "check_region"]
 
 
 @dataclass(slots=True, eq=False)

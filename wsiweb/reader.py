@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.cache import Waiter
+    from wsiweb.frames import FrameKey
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
-    from wsiweb.plan import FrameKey
     from wsiweb.sources.base import FrameSource
 
     Pixels = npt.NDArray[Any]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wsiweb.board import Job
     from wsiweb.cache import Keep
-    from wsiweb.plan import FrameKey
+    from wsiweb.frames import FrameKey
     from wsiweb.reader import Reader
 
     Pixels = npt.NDArray[Any]
