@@ -21,7 +21,7 @@ PIXEL_DATA = 0x7FE00010
 EXTENDED_OFFSET_TABLE = 0x7FE00001
 _PIXEL_DATA_OF_ANY_KIND = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_UNDEFINED = 0xFFFFFFFF
+UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SEQUENCES = frozenset({0x0048021A, 0x00480207, 0x00289110})
 """Plane Position (Slide), Optical Path Identification, Pixel Measures."""
@@ -95,7 +95,7 @@ def read_tail(
                 table = value, length
             if tag == PER_FRAME_GROUPS:
                 groups, position = within.items(value, length, depth=0)
-            elif length == _UNDEFINED:
+            elif length == UNDEFINED_LENGTH:
                 position = within.items(value, length, depth=0)[1]
             else:
                 position = value + length
@@ -172,7 +172,7 @@ class _Walker:
         if depth > _MAX_DEPTH:
             raise MetadataError("its sequences are nested too deeply")
         found: list[dict[str, Any]] = []
-        end = len(self._data) if length == _UNDEFINED else position + length
+        end = len(self._data) if length == UNDEFINED_LENGTH else position + length
         while position < end:
             tag, item_length, position, _ = self.header(position)
             if tag == _SEQUENCE_END:
@@ -187,7 +187,7 @@ class _Walker:
 
     def _item(self, position: int, length: int, depth: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
-        end = len(self._data) if length == _UNDEFINED else position + length
+        end = len(self._data) if length == UNDEFINED_LENGTH else position + length
         while position < end:
             start = position
             tag, value_length, value, within = self.header(start)
@@ -196,7 +196,7 @@ class _Walker:
             if tag in _SEQUENCES:
                 items, position = within.items(value, value_length, depth + 1)
                 found[_NAMES[tag]] = {"vr": "SQ", "Value": items}
-            elif value_length == _UNDEFINED:
+            elif value_length == UNDEFINED_LENGTH:
                 position = within.items(value, value_length, depth + 1)[1]
             else:
                 position = value + value_length
@@ -228,7 +228,7 @@ class _Walker:
 
 
 def _check_delimited(length: int) -> None:
-    if length == _UNDEFINED:
+    if length == UNDEFINED_LENGTH:
         raise MetadataError("a sequence is cut short: its delimiter is missing")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from wsiweb.errors import MetadataError, SourceError, UnsupportedError
 from wsiweb.locks import module_lock
-from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, Tail, meta_end, read_tail
+from wsiweb.sources.elements import PER_FRAME_GROUPS, PIXEL_DATA, UNDEFINED_LENGTH, Tail, meta_end, read_tail
 from wsiweb.sources.pixeldata import (
     EncapsulatedFrames,
     MemoryFile,
@@ -42,7 +42,6 @@ logger = logging.getLogger("wsiweb")
 MAX_INFLATED_BYTES = 4 << 30
 _META_BYTES = 65_536
 """Within which the File Meta Information is looked for."""
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 _WORDS = {"OW": "u2", "OL": "u4", "OF": "u4", "OD": "u8", "OV": "u8"}
 """Of what the values of a VR are made that are handled as bytes (PS3.5 6.2)."""
 _DIRECTORY = b"\2\0\2\0UI\x14\x001.2.840.10008.1.3.10"
@@ -247,7 +246,7 @@ class Part10File:
             )
         if tail.pixel_tag != PIXEL_DATA:
             raise UnsupportedError(f"{self.path} holds floating point pixels, which are not read.")
-        if tail.pixel_length != _UNDEFINED_LENGTH:
+        if tail.pixel_length != UNDEFINED_LENGTH:
             swapped = tail.pixel_big_endian_words and self._bits_allocated <= 8
             size = native_size(self.path, tail.pixel_length, self.number_of_frames, self._frame_sizes)
             return NativeFrames(tail.pixel_start, size, tail.pixel_length, swapped=swapped)
@@ -300,7 +299,7 @@ class _HeaderEnd:
     def reached(self, tag: int, _vr: str | None, length: int) -> bool:
         """Whether this element is none of the header's; pydicom asks with the stream at its value."""
         self._stopped = tag >= PER_FRAME_GROUPS
-        self._value_end = None if length == _UNDEFINED_LENGTH else self._stream.tell() + length
+        self._value_end = None if length == UNDEFINED_LENGTH else self._stream.tell() + length
         if not self._stopped and (self._value_end or 0) > self.size:
             raise MetadataError(f"element {tag:08X} is cut short")
         return self._stopped
