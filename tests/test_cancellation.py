@@ -74,11 +74,10 @@ def test_close_ends_reads_of_other_threads(server: DICOMwebServer, truth: Synthe
         for read in reads:
             with pytest.raises(WsiWebError, match="closed"):
                 read.result(timeout=PROMPTLY_SECONDS)
-    settled()
     made = slide.stats.requests
     with pytest.raises(WsiWebError, match="closed"):
         slide.read_region(0, 0, 0, 9, 9)
-    time.sleep(0.2)
+    settled()
     assert slide.stats.requests == made
     assert server.count() <= made  # a busy server notes what was sent before a little later
 
@@ -133,17 +132,24 @@ def test_a_read_that_was_stopped_is_not_waited_for(server: DICOMwebServer, truth
 def test_close_may_come_from_another_thread_at_any_moment(
     truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    method = getattr(Stream, where)
+    method, attempt = getattr(Stream, where), Reader._attempt
+    closed = threading.Event()
+
+    def attempt_later(reader: Any, *args: Any) -> Any:
+        closed.wait(0 if where == "_wait_for" else PROMPTLY_SECONDS)
+        return attempt(reader, *args)
 
     def close_behind(stream: Stream, *args: Any) -> Any:
         found = method(stream, *args)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(stream.close).result()
+        closed.set()
         return found
 
     with Slide.open(truth.folder) as slide:
         arrays = slide.read_regions(0, [(x, 0, 64, 48) for x in range(0, 640, 64)])
         monkeypatch.setattr(Stream, where, close_behind)
+        monkeypatch.setattr(Reader, "_attempt", attempt_later)
         with pytest.raises(WsiWebError, match="closed, in another thread"):
             next(arrays)
 

@@ -368,9 +368,11 @@ def test_map_survives_kills(synthetic: SlideMaker, tmp_path: Path, kind: str) ->
     subprocess.run([sys.executable, program, whole], check=True)
     random = np.random.default_rng(1)
     kills = 0
-    while not out.exists():
+    journal = tmp_path / f".out.{kind}.journal"
+    for _ in range(6):  # 4 runs are killed
+        if out.exists():
+            break
         process = subprocess.Popen([sys.executable, program, out])
-        journal = tmp_path / f".out.{kind}.journal"
         deadline = time.monotonic() + 60
         before = journal.read_text() if journal.exists() else ""
         while process.poll() is None and time.monotonic() < deadline:
@@ -378,9 +380,11 @@ def test_map_survives_kills(synthetic: SlideMaker, tmp_path: Path, kind: str) ->
                 time.sleep(float(random.uniform(0, 0.4)))
                 break
             time.sleep(0.005)
-        if process.poll() is None and kills < 4:
+        killed = process.poll() is None and kills < 4
+        if killed:
             process.kill()
             kills += 1
-        process.wait()
+        code = process.wait(60)
+        assert killed or code == 0
     assert kills
     assert content(out) == content(whole)

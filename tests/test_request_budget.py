@@ -214,10 +214,11 @@ def test_an_array_of_channels_costs_each_channel_once(open_web: Opener, syntheti
 
 
 def test_the_icc_profile_and_the_label_are_fetched_once(open_web: Opener, synthetic: SlideMaker) -> None:
-    slide = open_web(synthetic("rgb", icc_profile=srgb_profile(), associated=("label",)))
+    profile = srgb_profile()
+    slide = open_web(synthetic("rgb", icc_profile=profile, associated=("label",)))
     server = open_web.servers[0]
     assert server.count() == 1
-    assert slide.icc_profile == slide.icc_profile
+    assert [slide.icc_profile, slide.icc_profile] == [profile, profile]
     assert server.count("bulk") == 1
     assert slide.associated_images["label"].shape == (60, 90, 3)
     assert server.count("frames") == 1

@@ -138,6 +138,7 @@ def test_nearly_all_levels_equal_the_exact_mean(scale: float, dtype: npt.DTypeLi
     darkest=st.sampled_from([0.0, 0.99, 1.0]),
     at_once=st.sampled_from([1, 300, 1 << 19]),
 )
+@settings(deadline=None)
 def test_whole_factors_average_blocks_and_round_half_up(
     factors: tuple[int, int], size: tuple[int, int], origin: tuple[int, int], samples: tuple[int, ...],
     dtype: npt.DTypeLike, darkest: float, at_once: int,

@@ -168,6 +168,8 @@ def test_no_more_work_at_once_than_allowed() -> None:
         list(threads.map(lambda _: job(), range(24)))  # which ends when all are done
         most.append(0)
     assert all(reached <= allowed for reached, allowed in zip(most, (2, 5, 1, 6, 0), strict=True))
+    together = threading.Barrier(6)
+    list(threads.map(lambda _: together.wait(20), range(6)))  # who comes too few waits in vain
     threads.close()
 
 
