@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.encaps import generate_frames
+from pydicom.uid import JPEGBaseline8Bit
 from typer.testing import CliRunner
 
 from wsiweb import Slide, WsiWebError
@@ -101,6 +102,17 @@ def test_inverted_frames_are_written_as_they_are_read(synthetic: SlideMaker, tmp
         for patch in slide.patches(64, stride=int(stride)):
             image = np.asarray(Image.open(tmp_path / "out" / f"{patch.x_base}_{patch.y_base}.jpeg"))
             assert np.abs(image.astype(int) - patch.image).max() < 20
+
+
+def test_frames_whose_colours_are_stated_are_written_as_they_are_read(synthetic: SlideMaker, tmp_path: Path) -> None:
+    """Their bytes say that they are YCbCr, and other programs go by that."""
+    truth = synthetic("rgb", syntax=JPEGBaseline8Bit, sizes=((128, 64),), tile_size=(64, 64))
+    with Slide.open(truth.folder, photometric="RGB") as slide:
+        plan = slide.patches(64)
+        write_folder(plan, tmp_path / "out", form="jpeg", quality=100, report=lambda done, of: None)
+        for patch in plan:
+            image = np.asarray(Image.open(tmp_path / "out" / f"{patch.x_base}_{patch.y_base}.jpeg"))
+            assert np.abs(image.astype(int) - patch.image).mean() < 10
 
 
 @pytest.mark.parametrize("other", [

@@ -177,7 +177,7 @@ def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
     """Return the stored JPEG of each patch, by row, that is exactly one frame: nothing is lost by writing that.
 
     Not of JPEGs that other programs would show otherwise than they are read here: in other colours where they do not
-    say that they are YCbCr, dark instead of bright where they are MONOCHROME1.
+    say that they are YCbCr, or it is stated that they are not; dark instead of bright where they are MONOCHROME1.
     """
     view, slide = plan.view, plan.slide
     if view.resampled or tuple(plan.size) != tuple(view.level.tile_size):
@@ -195,12 +195,14 @@ def _originals(plan: PatchPlan, batch: PatchBatch) -> dict[int, bytes]:
         stream = inspect(data)
         if stream is not None and stream.coding is Coding.JPEG and complete(data):
             whole = (stream.width, stream.height) == tuple(plan.size)
-            if whole and (stream.colour_transformed or _shown_as_stored(instance.pixels, stream)):
+            if whole and _shown_as_read(instance.pixels, stream):
                 found[row] = data
     return found
 
 
-def _shown_as_stored(pixels: PixelFormat, stream: Codestream) -> bool:
+def _shown_as_read(pixels: PixelFormat, stream: Codestream) -> bool:
+    if stream.colour_transformed:
+        return not (pixels.photometric_forced and pixels.photometric == "RGB")
     grey = stream.components == 1 and stream.bits == 8
     return grey and pixels.photometric == "MONOCHROME2" and not pixels.signed
 
