@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from kinds_writer import KEY, SIZE, TILE, add_level, assert_image, blank, images_for, new_slide, place_frames, store
 from PIL import Image, ImageCms
 from synthetic import pattern
+
+from wsiweb.resample import reduce_area
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,3 +133,25 @@ def test_a_value_that_only_level_0_states(tmp_path: Path, open_slide: Opener) ->
     edges = [opened.read_region(n, level.width - 1, 0, 3, 1)[0, 2] for n, level in enumerate(opened.levels)]
     np.testing.assert_array_equal(edges[0], edges[1])
     assert 150 < edges[0][0] < 255
+
+
+def test_background_is_not_resampled(tmp_path: Path, open_slide: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large level with one frame only the rows around it are work."""
+    slide, size, tile = new_slide(tmp_path), (40_000, 30_000), (64, 48)
+    ds = blank(slide, size, tile_size=tile, mpp=(0.5, 0.5))
+    place_frames(ds, [((20_000, 12_000), KEY)])
+    store(slide, ds, [bytes(tile[0] * tile[1] * 3)])
+    rows = []
+
+    def counted(pixels: Array, **options: Any) -> Array:
+        rows.append(len(pixels))
+        return reduce_area(pixels, **options)
+
+    monkeypatch.setattr("wsiweb.resolution.reduce_area", counted)
+    image = open_slide(slide).thumbnail(400)  # a hundredth
+    assert image.shape == (300, 400, 3)
+    black = 64 * 48 / 100**2
+    assert image[120, 200].tolist() == [round(255 * (1 - black))] * 3
+    image[120, 200] = 255
+    assert (image == 255).all()
+    assert sum(rows) < 3_000

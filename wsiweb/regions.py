@@ -14,6 +14,7 @@ import numpy as np
 from wsiweb import icc, stitch
 from wsiweb.board import Job
 from wsiweb.cache import Keep
+from wsiweb.colour import paint
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.stream import Stream
@@ -59,7 +60,10 @@ class _Bands:
                 self.array = self.empty((region.h, region.w, *pixels.shape[2:]), pixels.dtype)
             array = self.array
         rows = array[band.y - region.y : band.bottom - region.y]
-        self.view.resample(pixels, band, self.background, rows, self.scratch)
+        if pixels.size:
+            self.view.resample(pixels, band, self.background, rows, self.scratch)
+        else:  # no frame shows anything of it
+            paint(rows, self.background)
         return array
 
 
@@ -106,7 +110,9 @@ class RegionArrays:
         def planned(source: Rectangle, region: Rectangle, finish: Callable[..., Pixels] | None = None) -> Job:
             n_bytes = max(planner.bytes_of(source), planner.bytes_of(region))
             try:
-                return Job(planner.plan(source), n_bytes, finish)
+                plan = planner.plan(source)
+                # A resampled background is background, however large.
+                return Job(plan if plan.keys or finish is None else planner.nothing(), n_bytes, finish)
             except MetadataError as error:  # it is that of this region, and not of those that are read meanwhile
                 return Job(planner.nothing(), n_bytes, error=error.with_traceback(None))
 
