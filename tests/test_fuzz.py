@@ -232,7 +232,12 @@ DATASETS = (
     headers.sparse([(0, 0), (64, 0), (0, 48), (30, 20)]),
     headers.sparse([(0, 0)], ConcatenationUID="1.9.9", ConcatenationFrameOffsetNumber=0),
     headers.volume(
-        DimensionOrganizationType=None, SpacingBetweenSlices=0.001, TotalPixelMatrixFocalPlanes=3, NumberOfFrames=36
+        DimensionOrganizationType=None,
+        TotalPixelMatrixFocalPlanes=3,
+        NumberOfFrames=36,
+        SharedFunctionalGroupsSequence=[
+            headers.dataset(PixelMeasuresSequence=[headers.dataset(SpacingBetweenSlices=0.001)])
+        ],
     ),
 )
 JSON_VALUES = st.recursive(
