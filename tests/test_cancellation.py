@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -346,6 +347,42 @@ def test_nothing_is_left_behind(server: DICOMwebServer, truth: SyntheticSlide) -
         time.sleep(0.05)
     assert open_files() <= files_before
     assert threading.active_count() <= threads_before + 1
+
+
+def test_a_closed_slide_holds_no_pixels(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Whoever keeps it, for its metadata say."""
+    slide = open_slide(server, truth)
+    kept = slide.read_region(0, 0, 0, 300, 200)
+    tiles = [weakref.ref(tile) for tile in slide._reader.tiles._values._kept.values()]
+    assert tiles
+    slide._reader.memory.empty((1000, 1000), np.uint8)
+    assert slide._reader.memory._all_bytes
+    assert slide._reader._frames._cache.currsize
+    settled()
+    slide.close()
+    assert not any(tile() is not None for tile in tiles)
+    assert not slide._reader._frames._cache.currsize
+    assert slide._reader.memory._all_bytes == 0
+    np.testing.assert_array_equal(kept, truth.truth(0, 0, 0, 300, 200))
+
+
+def test_a_slide_that_is_let_go_leaves_nothing_to_the_garbage_collector(
+    server: DICOMwebServer, truth: SyntheticSlide
+) -> None:
+    slide = open_slide(server, truth)
+    for _ in slide.patches(64).batches(16):
+        pass
+    slide.close()
+    source: Any = slide._reader.source
+    parts = [slide, slide._reader, slide._reader.memory, source, *source.service._session.adapters.values()]
+    gone = [weakref.ref(part) for part in parts]
+    settled()
+    gc.disable()
+    try:
+        del slide, source, parts
+        assert [type(part()) for part in gone if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_closing_closes_the_connections_of_who_keeps_an_error(server: DICOMwebServer, truth: SyntheticSlide) -> None:

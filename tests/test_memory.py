@@ -6,7 +6,8 @@ import gc
 import math
 import random
 import threading
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from wsiweb.memory import (
     SMALLEST_BYTES,
     ArrayPool,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +89,45 @@ def test_arrays_outlive_their_pool() -> None:
     others = [np.full((256, 256, 3), 9, np.uint8) for _ in range(50)]
     assert (array == 7).all()
     assert len(others) == 50
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_pool_leaves_nothing_to_the_garbage_collector() -> None:
+    """Which counts objects and not bytes: closed slides would pile up."""
+    pool = ArrayPool()
+    arrays = [pool.empty((256, 256, 3), np.uint8) for _ in range(100)]
+    idle = pool.empty((5000, 1000), np.uint8)
+    slabs = [weakref.ref(loan.memory.obj) for loan in pool._lent]
+    del idle, arrays[10:50]
+    pool._owner = threading.get_ident()  # as while this thread has the lock: what is let go is noted only
+    del arrays[30:]
+    assert pool._returned
+    kept = arrays[3]
+    kept[...] = 7
+    del pool, arrays
+    assert all(np.shares_memory(slab(), kept) for slab in slabs if slab() is not None)
+    assert (kept == 7).all()
+    del kept
+    assert not any(slab() is not None for slab in slabs)
+
+
+def test_a_closed_pool_keeps_nothing_idle() -> None:
+    pool = ArrayPool()
+    arrays = [pool.empty((256, 256, 3), np.uint8) for _ in range(100)]
+    del arrays[20:]
+    pool.close()
+    held = {loan.slab for loan in pool._lent}
+    assert pool._all_bytes == sum(slab.bytes for slab in held)
+    arrays.clear()
+    assert pool._all_bytes == 0
+    assert pool.empty((256, 256, 3), np.uint8).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize("shape", [(256, 256, 3), (1100, 1000, 3), (4096, 4096, 3)])

@@ -54,6 +54,11 @@ class ByteCache(Generic[Key, Value]):
         with self._lock:
             self._cache.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._cache.clear()
+
 
 class Keep(enum.Enum):
     """What becomes of a value once those who wait for it have it."""
@@ -148,6 +153,12 @@ class TrialCache(Generic[Key, Value]):
         with self._lending:
             self._lent_bytes -= n_bytes
 
+    def clear(self) -> None:
+        """Let go of all values."""
+        self._kept.clear()
+        self._on_trial.clear()
+        self._kept_bytes = self._on_trial_bytes = 0
+
     def _drop(self) -> None:
         """Drop what is on trial for longest, and remember its key."""
         key, value = self._on_trial.popitem(last=False)
@@ -237,3 +248,8 @@ class SingleFlightCache(Generic[Key, Value]):
             waiters = self._waiting.pop(key, [])
         for waiter in waiters:
             waiter.fail(key, error)
+
+    def clear(self) -> None:
+        """Let go of what is kept; what is waited for will still come."""
+        with self._lock:
+            self._values.clear()

@@ -51,7 +51,7 @@ class _Slab:
 
     __slots__ = ("bytes", "free", "kind", "places", "size")
 
-    def __init__(self, kind: tuple[int, int], returned: Callable[[_Place], None], *, huge: bool) -> None:
+    def __init__(self, kind: tuple[int, int], *, huge: bool) -> None:
         self.kind = kind
         """Size of an array in bytes, and by how many it is off the beginning of a page."""
         self.size, offset = kind
@@ -59,7 +59,7 @@ class _Slab:
         self.bytes = self.size * self.places
         memory = _pages(self.bytes, offset, HUGE_PAGE_BYTES if huge else PAGE_BYTES)
         starts = reversed(range(0, self.bytes, self.size))
-        self.free = [_Place(self, memory[start : start + self.size], returned) for start in starts]
+        self.free = [memory[start : start + self.size] for start in starts]
 
 
 def _pages(size: int, offset: int, page_bytes: int) -> memoryview:
@@ -69,23 +69,18 @@ def _pages(size: int, offset: int, page_bytes: int) -> memoryview:
     return room[start : start + size].data
 
 
-class _Place:
-    """Memory for one array."""
+class _Loan(weakref.ref["Pixels"]):
+    """Notices when an array, and all views of it, are gone, and tells whose memory it was.
 
-    __slots__ = ("_lent", "_returned", "memory", "slab")
+    Nothing of it refers to the pool or to itself: counting references frees a pool that is let go, slabs and all.
+    """
 
-    def __init__(self, slab: _Slab, memory: memoryview, returned: Callable[[_Place], None]) -> None:
-        self.slab = slab
-        self.memory = memory
-        self._returned = returned
-        self._lent: weakref.ref[Pixels] | None = None
+    __slots__ = ("memory", "slab")
+    __hash__ = object.__hash__  # a reference's would be the array's
+    __eq__ = object.__eq__
 
-    def lend(self, array: Pixels) -> None:
-        """Notice when an array, and all views of it, are gone."""
-        self._lent = weakref.ref(array, self._take_back)
-
-    def _take_back(self, _: object) -> None:
-        self._returned(self)
+    memory: memoryview
+    slab: _Slab
 
 
 class ArrayPool:
@@ -97,9 +92,10 @@ class ArrayPool:
         self._slabs: defaultdict[tuple[int, int], list[_Slab]] = defaultdict(list)  # those with free places
         self._idle: OrderedDict[_Slab, None] = OrderedDict()  # those without any array, first come first to go
         self._idle_bytes = 0
+        self._most_idle_bytes = IDLE_BYTES
         self._all_bytes = 0  # of slabs that have not been let go
-        self._lent: set[_Place] = set()
-        self._returned: deque[_Place] = deque()
+        self._lent: set[_Loan] = set()
+        self._returned: deque[_Loan] = deque()
         self._take_back = _noting(self._returned, weakref.ref(self))
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
@@ -121,24 +117,30 @@ class ArrayPool:
                 slabs.pop()
             if not slabs:
                 huge = self._all_bytes < HUGE_PAGES_BYTES or size > SMALL_SLAB_BYTES
-                slabs.append(_Slab(slab_kind, self._take_back, huge=huge))
+                slabs.append(_Slab(slab_kind, huge=huge))
                 self._all_bytes += slabs[-1].bytes
             slab = slabs[-1]
             self._wake(slab)
-            place = slab.free.pop()
+            memory = slab.free.pop()
             if not slab.free:
                 slabs.pop()
-            self._lent.add(place)
             self._owner = 0
-        # Views of views refer to the array that has no array below it: it must be one of this place alone.
-        whole = np.frombuffer(place.memory, kind, count)
-        place.lend(whole)
+        # Views of views refer to the array that has no array below it: it must be one of this memory alone.
+        whole = np.frombuffer(memory, kind, count)
+        loan = _Loan(whole, self._take_back)
+        loan.memory, loan.slab = memory, slab
+        self._lent.add(loan)
         return whole.reshape(shape)
 
     def alone(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pixels:
         """Return an array as ``empty`` does, which may be kept for long: a small one does not hold a slab of many."""
         small = math.prod(shape) * np.dtype(dtype).itemsize < SLAB_BYTES
         return np.empty(shape, dtype) if small else self.empty(shape, dtype)
+
+    def close(self) -> None:
+        """Keep no slab any more that is without arrays."""
+        self._most_idle_bytes = 0
+        self.collect()
 
     def collect(self) -> None:
         """Take back what was let go, unless somebody is about to: this thread, perhaps, for arrays go anywhere."""
@@ -158,16 +160,16 @@ class ArrayPool:
     def _collect(self) -> None:
         """Take back what was let go; to be called under the lock."""
         while self._returned:
-            place = self._returned.popleft()
-            self._lent.discard(place)
-            slab = place.slab
+            loan = self._returned.popleft()
+            self._lent.discard(loan)
+            slab = loan.slab
             if not slab.free:
                 self._slabs[slab.kind].append(slab)
-            slab.free.append(place)
+            slab.free.append(loan.memory)
             if len(slab.free) == slab.places:
                 self._idle[slab] = None
                 self._idle_bytes += slab.bytes
-        while self._idle_bytes > IDLE_BYTES:
+        while self._idle_bytes > self._most_idle_bytes:
             slab = next(iter(self._idle))
             self._wake(slab)
             self._slabs[slab.kind].remove(slab)
@@ -180,15 +182,15 @@ class ArrayPool:
             self._idle_bytes -= slab.bytes
 
 
-def _noting(returned: deque[_Place], pool: weakref.ref[ArrayPool]) -> Callable[[_Place], None]:
+def _noting(returned: deque[_Loan], pool: weakref.ref[ArrayPool]) -> Callable[[_Loan], None]:
     """Return what is called when an array is gone.
 
     That may be anywhere, even while this thread holds the lock: then it is only noted. It does not hold the pool, which
     holds it.
     """
 
-    def take_back(place: _Place) -> None:
-        returned.append(place)
+    def take_back(loan: _Loan) -> None:
+        returned.append(loan)
         alive = pool()
         if alive is not None:
             alive.collect()

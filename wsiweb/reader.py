@@ -129,7 +129,7 @@ class Reader:
             errand.cancellation.cancel()
 
     def close(self) -> None:
-        """Stop all reads, and release threads, sockets and files."""
+        """Stop all reads, and release threads, sockets, files and memory."""
         with self._lock:
             self._closed = True
         self.stop()
@@ -137,6 +137,9 @@ class Reader:
         self._fetchers.close(_CLOSING_SECONDS)
         self._decoders.close()
         self.source.close()
+        self.tiles.clear()
+        self._frames.clear()
+        self.memory.close()
 
     @property
     def closed(self) -> bool:

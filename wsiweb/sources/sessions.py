@@ -147,11 +147,16 @@ def _own_adapter(adapter: Any, connections: int) -> Any:
         return adapter
     own = object.__new__(type(adapter))
     own.__dict__.update(adapter.__dict__)
-    own.proxy_manager = {}
+    own.proxy_manager = _BoundManagers()
     # init_poolmanager is what subclasses override to bring their own TLS context.
     own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
     own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
     bind(own.poolmanager)
-    proxy_manager_for = own.proxy_manager_for
-    vars(own)["proxy_manager_for"] = lambda *args, **kwargs: bind(proxy_manager_for(*args, **kwargs))
     return own
+
+
+class _BoundManagers(dict[str, Any]):
+    """Managers of pools, by proxy, as an adapter keeps those that it makes; each binds the waits for an answer."""
+
+    def __setitem__(self, proxy: str, manager: Any) -> None:
+        super().__setitem__(proxy, bind(manager))
