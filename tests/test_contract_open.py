@@ -7,6 +7,8 @@ import mmap
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import FrozenInstanceError
@@ -467,6 +469,19 @@ def test_slides_that_are_not_read_hold_no_file(truth: SyntheticSlide, few_files:
         few_files(8)
         slides = [stack.enter_context(Slide.open(truth.folder)) for _ in range(10)]
         np.testing.assert_array_equal(slides[3].read_region(0, 5, 5, 9, 9), truth.truth(0, 5, 5, 9, 9))
+
+
+def test_a_slide_is_read_while_the_interpreter_ends(truth: SyntheticSlide) -> None:
+    """By a handler that was registered before the slide was opened, and is therefore called late."""
+    child = """if True:
+        import atexit, sys
+        from wsiweb import Slide
+        atexit.register(lambda: print(slide.read_region(0, 200, 150, 9, 9).tobytes().hex()))
+        slide = Slide.open(sys.argv[1])
+        slide.read_region(0, 0, 0, 1, 1)
+    """
+    found = subprocess.run([sys.executable, "-c", child, truth.folder], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == truth.truth(0, 200, 150, 9, 9).tobytes().hex(), found.stderr
 
 
 def test_a_disk_that_fails_is_not_a_broken_file(truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class _Descriptor:
             self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(path, "opened", error) from error
-        weakref.finalize(self, os.close, self.number)
+        weakref.finalize(self, os.close, self.number).atexit = False  # what is registered to run then may still read
 
 
 class RandomAccessFile:
