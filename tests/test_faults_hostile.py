@@ -366,11 +366,9 @@ def test_a_deadline_holds_at_the_gate(synthetic: SlideMaker) -> None:
     truth = synthetic("rgb", icc_profile=srgb_profile(), sizes=((100, 70),))
     options = ReadOptions(deadline_seconds=1)
     with DICOMwebServer(truth.folder) as server, open_slide(server, truth, options=options) as slide:
-        cast("Any", slide)._reader.source._gate.shut_for(20)
-        began = time.monotonic()
+        cast("Any", slide)._reader.source._gate.shut_for(100)
         with pytest.raises(ThrottledError, match="bulk data"):
-            _ = slide.icc_profile
-        assert time.monotonic() - began < 10
+            within(30, lambda: slide.icc_profile)
         assert server.count("bulk") == 0
 
 
