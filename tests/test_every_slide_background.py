@@ -10,7 +10,7 @@ from kinds_writer import KEY, SIZE, TILE, add_level, assert_image, blank, images
 from PIL import Image, ImageCms
 from synthetic import pattern
 
-from wsiweb.resample import reduce_area
+from wsiweb.resample import resample_array
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,9 +145,9 @@ def test_background_is_not_resampled(tmp_path: Path, open_slide: Opener, monkeyp
 
     def counted(pixels: Array, **options: Any) -> Array:
         rows.append(len(pixels))
-        return reduce_area(pixels, **options)
+        return resample_array(pixels, **options)
 
-    monkeypatch.setattr("wsiweb.resolution.reduce_area", counted)
+    monkeypatch.setattr("wsiweb.resolution.resample_array", counted)
     image = open_slide(slide).thumbnail(400)  # a hundredth
     assert image.shape == (300, 400, 3)
     black = 64 * 48 / 100**2
