@@ -440,9 +440,10 @@ def few_files() -> Iterator[Callable[[int], None]]:
 
     def limit(spare: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        free = os.open(os.devnull, os.O_RDONLY)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+        free = [os.open(os.devnull, os.O_RDONLY) for _ in range(spare + 1)]  # there may be gaps among those in use
+        for number in free:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], limits[1]))
 
     yield limit
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)

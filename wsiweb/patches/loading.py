@@ -70,7 +70,7 @@ def _restored(path: Path, slide: Slide, description: dict[str, Any], columns: di
         raise WsiWebError(
             f"{path} is a plan for series {description['series_uid']}, and this slide is {slide.series_uid}."
         )
-    lead_uid = slide._identity[-1]  # noqa: SLF001
+    _, _, lead_uid, *_ = slide._identity  # noqa: SLF001
     if description.get("lead_uid", lead_uid) != lead_uid:  # which earlier versions did not write
         raise WsiWebError(
             f"{path} is a plan for another pyramid of this series, led by instance {description['lead_uid']}. Open "

@@ -61,7 +61,7 @@ def _columns(plan: PatchPlan) -> dict[str, Any]:
 
 def _description(plan: PatchPlan) -> dict[str, Any]:
     level = plan.view.level
-    study_uid, series_uid, lead_uid = plan.slide._identity  # noqa: SLF001
+    study_uid, series_uid, lead_uid, *_ = plan.slide._identity  # noqa: SLF001
     return {
         "format": FORMAT, "study_uid": study_uid, "series_uid": series_uid, "lead_uid": lead_uid,
         "level": level.index, "level_size": level.size, "scale": plan.view.scale, "mpp": plan.mpp,
