@@ -258,6 +258,31 @@ def test_careless_origins_keep_levels_together(tmp_path: Path, open_slide: Opene
     assert_pyramids(open_slide, [add_pyramid(slide, LARGE, change, salt=0)])
 
 
+SPACINGS = {
+    "of the level before": (0.5, 0.5, 1.0, 1.0),
+    "one wrong constant": (0.5, 10.0, 10.0, 10.0),
+    "level 0's is ten times too large": (5.0, 1.0, 2.0, 4.0),
+    "the last is nominal": (0.5, 1.0, 2.0, 10.0),
+}
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+def test_levels_whose_spacing_is_wrong(tmp_path: Path, open_slide: Opener, name: str) -> None:
+    """They begin where level 0 does, and have its shape: no scan of another region has both."""
+    slide, sizes = new_slide(tmp_path), ((240, 160), (120, 80), (60, 40), (30, 20))
+    spacings = iter(SPACINGS[name])
+
+    def change(ds: Dataset) -> None:
+        mpp = next(spacings)
+        measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.PixelSpacing = [mpp / 1000, mpp / 1000]
+        moved_to(20, 40)(ds)
+
+    add_pyramid(slide, sizes, change, salt=0, names="abcd")
+    with open_slide(slide) as opened:
+        assert [level.size for level in opened.levels] == list(sizes)
+
+
 def test_one_pyramid_uid_and_origins_apart(tmp_path: Path, open_slide: Opener) -> None:
     """What the slide declares one pyramid is one, however far apart its levels claim to lie."""
     slide = new_slide(tmp_path)

@@ -299,6 +299,14 @@ def test_a_stranger_who_is_trusted(server: DICOMwebServer, store: DICOMwebServer
     assert store.count() == 1
 
 
+def test_nobody_is_no_trusted_host(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    """Neither is what no host can be called."""
+    refer_to(server, "file:///etc/passwd")
+    trusting = {"options": ReadOptions(trusted_hosts=("host:8080", ""))}
+    with opened(server, truth, **trusting) as slide, pytest.raises(SourceError, match="trusted_hosts"):
+        _ = slide.icc_profile
+
+
 def test_a_stranger_who_is_trusted_has_what_the_service_has_not(
     server: DICOMwebServer, store: DICOMwebServer, truth: SyntheticSlide
 ) -> None:

@@ -193,6 +193,12 @@ def test_slides_whose_colours_are_stated_are_told_apart(synthetic: SlideMaker, t
         assert tokenize(plain.levels[0]) != tokenize(stated.levels[0])
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+def test_a_name_that_no_file_can_have(slide: Slide, tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(WsiWebError, match="name"):
+        load(tmp_path / ("x" * 300 + suffix), slide)
+
+
 def test_a_plan_of_an_earlier_version_names_no_pyramid(slide: Slide, tmp_path: Path) -> None:
     plan, kept = slide.patches(64), tmp_path / "plan.npz"
     plan.save(kept)

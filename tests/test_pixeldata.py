@@ -313,6 +313,13 @@ class TestEncapsulatedFrames:
         path = _with_table(tmp_path, stored, [places[n] for n in order], kind)
         assert read_all(path) == [stored[n][0] for n in order]
 
+    @pytest.mark.parametrize("kind", ["basic", "extended"])
+    def test_frames_of_fragments_that_share_a_code_stream(self, tmp_path: Path, kind: str) -> None:
+        stored, order = streams(2, fragments=2), [0, 1, 0]
+        places = struct.unpack("<2I", basic_table(stored))
+        path = _with_table(tmp_path, stored, [places[n] for n in order], kind)
+        assert read_all(path) == [b"".join(stored[n]) for n in order]
+
     @pytest.mark.parametrize("table", ["wrapped", "extended", "none"])
     def test_beyond_4_gib(self, tmp_path: Path, table: str) -> None:
         """Two frames of 3 GiB of nothing, so that the third lies beyond what 32 bits address."""

@@ -92,6 +92,8 @@ class Archive:
     """Status of an answer to an offset past the end."""
     most: int = 10_000
     """It answers a higher ``limit`` with 400."""
+    unlimited: bool = False
+    """Whether it sends all there is to who gives no ``limit``."""
     shrinks: bool = False
     """Whether each page is shorter than the one before."""
     tells: str = ""
@@ -120,7 +122,9 @@ class Archive:
         start = int(query.get("offset", 0)) if self.offset else 0
         if start and start >= len(found) and self.past != 200:
             return self.past, {"message": "there is no more"}
-        stop = start + min(int(query.get("limit", 100)), self.page - self.shrinks * len(self.requests))
+        stop = start + min(
+            int(query.get("limit", 10_000 if self.unlimited else 100)), self.page - self.shrinks * len(self.requests)
+        )
         self.more = bool(self.tells) and stop < len(found)
         found = found[start:stop]
         if not found:
@@ -237,6 +241,15 @@ def test_more_slides_than_the_highest_limit(monkeypatch: pytest.MonkeyPatch) -> 
     with Served(archive) as served:
         assert len(set(uids(wsiweb.search(served.url)))) == 250
     assert [query["limit"] for _, query in archive.requests] == ["1000", "1000", "100", "100", "100"]
+
+
+def test_small_pages_where_offset_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends all there is without a limit is asked for that."""
+    monkeypatch.setattr(sys.modules[__name__], "ALL", [series(n, n) for n in range(450)])
+    archive = Archive(most=200, offset=False, unlimited=True)
+    with Served(archive) as served:
+        assert len(set(uids(wsiweb.search(served.url)))) == 450
+    assert [query.get("limit") for _, query in archive.requests] == ["1000", "1000", "100", "100", None]
 
 
 @pytest.mark.parametrize("tells", ["warning", "206"])

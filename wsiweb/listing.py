@@ -144,10 +144,13 @@ class Listing:
                 return
             offset += len(page)
             if not new:  # a full page again, so offset is ignored; all there is may fit into a larger one
-                if size >= MAX_PAGE:
+                if size < most:
+                    size, grown = size * 4, True
+                elif most < MAX_PAGE:
+                    del self._forms[:-1]  # and no larger one is taken
+                else:
                     logger.warning("%s%s gives only %d results; narrow the search.", self._where, path, len(seen))
                     return
-                size, grown = size * 4, True
             size = max(size, PAGE)
             try:
                 found = self._ask(path, size, offset)

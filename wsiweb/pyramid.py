@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _LEVELS_APART = 1.5
 """Factor by which a resolution may differ from what the size of its level says, before it is not believed."""
-
-
 _LONGEST_NUMBER = 16
 """Digits of an identifier that is ordered as a number: all that SH has room for (PS3.5 6.2)."""
 
@@ -252,7 +250,7 @@ def _far_apart(images: list[Image]) -> list[list[Image]]:
     """
     clusters: list[list[Image]] = []
     for image in sorted(images, key=lambda image: (-image.size[0] * image.size[1], image.lead.address.instance_uid)):
-        home = next((cluster for cluster in clusters if _near(cluster[0].lead, image.lead)), None)
+        home = next((cluster for cluster in clusters if any(_near(one.lead, image.lead) for one in cluster)), None)
         if home is None:
             clusters.append([image])
         else:
@@ -261,7 +259,7 @@ def _far_apart(images: list[Image]) -> list[list[Image]]:
 
 
 def _near(first: Instance, second: Instance) -> bool:
-    if None not in (first.pyramid_uid, second.pyramid_uid):  # the standard's word goes before geometry
+    if first.pyramid_uid is not None and first.pyramid_uid == second.pyramid_uid:  # which goes before geometry
         return True
     if first.mpp is None or second.mpp is None:
         return True
@@ -290,7 +288,18 @@ def _same_extent(
         return True
     copied = all(abs(own / of_base - 1) < 0.01 for own, of_base in zip(other_mpp, base_mpp, strict=True))
     narrow, wide = sorted(side / of_base for side, of_base in zip(size, base_size, strict=True))
-    return copied and wide - narrow <= max(narrow / 50, 2 / min(base_size))
+    return (copied or _same_origin(base, other, base_mpp)) and wide - narrow <= max(narrow / 50, 2 / min(base_size))
+
+
+def _same_origin(base: Instance, other: Instance, base_mpp: tuple[float, float]) -> bool:
+    """Whether two images begin at one place: what has the shape of the other as well is no region of it.
+
+    It is a level whose resolution is wrong.
+    """
+    if base.origin_mm is None or other.origin_mm is None:
+        return False
+    extent_mm = max(base.matrix_width * base_mpp[0], base.matrix_height * base_mpp[1]) / 1000
+    return math.dist(base.origin_mm, other.origin_mm) <= extent_mm / 100
 
 
 def _without_conflicts(images: list[Image]) -> list[list[Image]]:
@@ -305,7 +314,7 @@ def _without_conflicts(images: list[Image]) -> list[list[Image]]:
             layers.append([image])
         else:
             layer.append(image)
-    for name in ("pyramid_uid", "acquisition_datetime", "origin_mm", "frame_of_reference_uid"):
+    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid", "pyramid_uid"):
         groups: defaultdict[object, list[Image]] = defaultdict(list)
         for image in images:
             groups[getattr(image.lead, name)].append(image)
@@ -332,7 +341,7 @@ def _rivals(first: Image, second: Image) -> bool:
     if first.size == second.size:
         return not (first.sparse and second.sparse)
     a, b = first.lead, second.lead
-    if a.mpp is None or b.mpp is None or None not in (a.pyramid_uid, b.pyramid_uid):
+    if a.mpp is None or b.mpp is None or (a.pyramid_uid is not None and a.pyramid_uid == b.pyramid_uid):
         return False
     same_mpp = all(abs(x / y - 1) < 1e-3 for x, y in zip(a.mpp, b.mpp, strict=True))
     return same_mpp and all(

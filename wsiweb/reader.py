@@ -24,7 +24,7 @@ from wsiweb.errors import DecodeError, ProtocolError, SourceError, SourceTimeout
 from wsiweb.guesses import Allowance, Guesses
 from wsiweb.memory import ArrayPool
 from wsiweb.sources.base import MODERATE_CONNECTIONS, Advice, Cancellation, EncodedFrame
-from wsiweb.workers import Workers
+from wsiweb.workers import Workers, alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -385,7 +385,7 @@ _ALL: weakref.WeakSet[Reader] = weakref.WeakSet()
 @atexit.register
 def _stop() -> None:
     """Give up what nobody can take any more: a service that asks for patience would keep the program from ending."""
-    for reader in tuple(_ALL):
+    for reader in alive(_ALL):
         if reader.process_id == os.getpid():
             reader.stop()
 

@@ -308,4 +308,4 @@ class Stream:
 
 
 def _closed_elsewhere() -> WsiWebError:
-    return WsiWebError("This iteration was closed, in another thread, while it was waited for.")
+    return WsiWebError("This iteration was closed, in another thread or as the program ends, while it was waited for.")

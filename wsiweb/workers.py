@@ -176,8 +176,15 @@ def _finish() -> None:
     for ever for one whose start a Ctrl-C has cut short, within a lock of Python's own.
     """
     until = time.monotonic() + _FINISH_SECONDS
-    for workers in tuple(_ALL):
+    for workers in alive(_ALL):
         workers.finish(until)
+
+
+def alive(found: weakref.WeakSet[Item]) -> list[Item]:
+    """Return what is in a set to which other threads may be adding."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            return list(found)
 
 
 def _start(thread: threading.Thread) -> None:

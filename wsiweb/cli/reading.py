@@ -132,13 +132,12 @@ def region(
             from wsiweb.export import only_channel, write_png  # noqa: PLC0415
             from wsiweb.icc import srgb_profile  # noqa: PLC0415
 
-            only_channel(slide._channels(slide.levels[0], optical_path, focal_plane)[0])  # noqa: SLF001
+            view = slide._view(None, mpp, None, upsample=upsample)  # noqa: SLF001
+            channel = only_channel(slide._channels(view.level, optical_path, focal_plane)[0])  # noqa: SLF001
             image = slide.read_region_mpp(
                 mpp, x, y, w, h, optical_path=optical_path, focal_plane=focal_plane, icc=icc, upsample=upsample
             )
-            view = slide._view(None, mpp, None, upsample=upsample)  # noqa: SLF001
-            channels, _ = slide._channels(view.level, optical_path, focal_plane)  # noqa: SLF001
-            profile = slide._icc_profile(optical_path, channels[0])  # noqa: SLF001
+            profile = slide._icc_profile(optical_path, channel)  # noqa: SLF001
             write_png(output, image, mpp=(mpp, mpp), profile=srgb_profile() if srgb and profile else profile)
         cost = f"{counted(slide.stats.frames, 'frame')} in {counted(slide.stats.requests, 'request')}"
         stderr.print(f"{escaped(str(output))}: {w} x {h} px, {cost}")

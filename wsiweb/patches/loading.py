@@ -41,11 +41,11 @@ def load(path: str | os.PathLike[str], slide: Slide) -> PatchPlan:
     suffix = suffix_of(path)
     if not hasattr(slide, "read_region"):
         raise WsiWebError(f"A plan is loaded for a slide that has been opened, not {type(slide).__name__}.")
-    if not path.is_file():
-        raise WsiWebError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
-    if suffix == ".npz" and not zipfile.is_zipfile(path):  # numpy would advise to unpickle it
-        raise WsiWebError(f"{path} is no plan of patches: it is no .npz file, whatever its name.")
     try:
+        if not path.is_file():
+            raise WsiWebError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")  # noqa: TRY301
+        if suffix == ".npz" and not zipfile.is_zipfile(path):  # numpy would advise to unpickle it
+            raise WsiWebError(f"{path} is no plan of patches: it is no .npz file, whatever its name.")  # noqa: TRY301
         if suffix in (".h5", ".hdf5"):
             return _load_h5(path, slide)
         if suffix == ".npz":

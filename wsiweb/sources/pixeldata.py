@@ -285,13 +285,13 @@ class EncapsulatedFrames:
 
     def _group(self, file: RandomAccessFile | MemoryFile, offsets: Offsets, lengths: Offsets) -> _Fragments:
         """Assign fragments to frames."""
-        ranges = self._tabled(offsets)
+        ranges = self._tabled(file, offsets)
         if ranges is None:
             firsts = self._firsts(file, offsets, lengths)
             ranges = firsts[:-1], firsts[1:]
         return _Fragments(*ranges, offsets, lengths)
 
-    def _tabled(self, offsets: Offsets) -> tuple[Offsets, Offsets] | None:
+    def _tabled(self, file: RandomAccessFile | MemoryFile, offsets: Offsets) -> tuple[Offsets, Offsets] | None:
         """Return the first fragment of each frame and the one behind its last, by a table whose frames are in no order.
 
         None where it does not point at fragments, or leaves some that could be a frame's.
@@ -300,7 +300,11 @@ class EncapsulatedFrames:
         if table is None or not count:
             return None
         there = np.unique(table[table <= places[-1]])  # others are cut off
-        if not np.isin(there, places).all() or (len(there) < len(table) and len(there) < count) or 0 not in there:
+        if not np.isin(there, places).all() or 0 not in there:
+            return None
+        if len(there) < len(table) and any(
+            file.read(4, offset).startswith(_STREAM_HEADS) for offset in offsets[~np.isin(places, there)].tolist()
+        ):
             return None
         bounds = np.append(np.searchsorted(places, there), count)
         frames = np.searchsorted(there, table)

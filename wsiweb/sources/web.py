@@ -209,7 +209,7 @@ class WebSource:
             raise ProtocolError(f"The metadata refer to bulk data by what is no URL: {error}.", url=root) from error
         parts, here = urlsplit(url), urlsplit(root)
         before, within, rest = parts.path.partition(f"/studies/{self._study_uid}/")
-        trusted = host in map(host_of, self._options.trusted_hosts)
+        trusted = host is not None and host in map(host_of, self._options.trusted_hosts)
         # A proxy before the service may change the scheme and the beginning of paths, too; a host that is trusted is
         # asked for what only it has.
         if within and (not trusted or (parts.scheme, before) == (here.scheme, here.path.rstrip("/"))):
