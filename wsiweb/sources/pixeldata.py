@@ -20,6 +20,7 @@ import numpy as np
 from wsiweb.codestream import ended as stream_ended
 from wsiweb.errors import MetadataError, SourceError
 from wsiweb.locks import module_lock
+from wsiweb.sources.elements import UNDEFINED_LENGTH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 _STREAM_HEADS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\x00\x00\x00\x0c")
 _TAIL_BYTES = 64
 """Of a fragment, in which its end marker is looked for: some writers pad generously."""
@@ -276,7 +276,7 @@ class EncapsulatedFrames:
             if header[:4] != _ITEM:
                 break
             length = int.from_bytes(header[4:], "little")
-            if length == _UNDEFINED_LENGTH or position + 8 + length > end:
+            if length == UNDEFINED_LENGTH or position + 8 + length > end:
                 break
             offsets.append(position + 8)
             lengths.append(length)
