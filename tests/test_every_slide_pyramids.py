@@ -269,7 +269,7 @@ SPACINGS = {
 @pytest.mark.parametrize("name", SPACINGS)
 def test_levels_whose_spacing_is_wrong(tmp_path: Path, open_slide: Opener, name: str) -> None:
     """They begin where level 0 does, and have its shape: no scan of another region has both."""
-    slide, sizes = new_slide(tmp_path), ((240, 160), (120, 80), (60, 40), (30, 20))
+    slide, sizes = new_slide(tmp_path), ((960, 640), (480, 320), (240, 160), (120, 80))
     spacings = iter(SPACINGS[name])
 
     def change(ds: Dataset) -> None:

@@ -111,9 +111,8 @@ class RegionPlanner:
         self._gapless = all(index.gapless for index in indexes)
         self._stacked = stacked
         self._channels = len(channels)
-        lead = channels[0]
-        self.colour = lead.colour
-        """Whether pixels are RGB."""
+        self.lead = lead = channels[0]
+        """The first of them."""
         self._last_axis: tuple[int, ...] = (3,) if lead.colour else ()
         if stacked:
             self._last_axis = (len(channels),)
@@ -126,6 +125,10 @@ class RegionPlanner:
     def bytes_of(self, region: Rectangle) -> int:
         """Return the size of a region's array."""
         return region.w * region.h * self.pixel_bytes
+
+    def covers(self, region: Rectangle) -> bool:
+        """Whether frames show everywhere in a region, as far as that takes no plan to tell."""
+        return self._gapless and not self._ordered and self._bounds.contains(region)
 
     def nothing(self) -> ReadPlan:
         """Plan to read nothing: what stands for a region that cannot be planned."""
@@ -170,7 +173,7 @@ class RegionPlanner:
             origin=(region.x, region.y),
             inside=(inside.x, inside.y, inside.right, inside.bottom),
             level_size=self._size,
-            covered=self._gapless and not self._ordered and inside == region,
+            covered=self.covers(region),
             ordered=self._ordered,
         )
         if not self._ordered and not plan.covered:

@@ -196,7 +196,10 @@ def _to_srgb(reader: Reader, array: Pixels, profile: bytes) -> Pixels:
 
 def _bare(view: View, region: Rectangle, planner: RegionPlanner) -> npt.NDArray[np.bool_] | None:
     """Return where a region shows nothing but background, or None where frames show everywhere."""
-    plan = planner.plan(view.source_of(region))
+    source = view.source_of(region)
+    if planner.covers(source) and view.bounds.contains(region):
+        return None
+    plan = planner.plan(source)
     if plan.covered and view.bounds.contains(region):
         return None
     mask = stitch.bare(plan)

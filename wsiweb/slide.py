@@ -543,8 +543,7 @@ class Slide:
     ) -> RegionArrays:
         """Check everything, then return the iterator that reads."""
         _check_icc(icc)
-        channels, stacked = self._channels(view.level, optical_path, focal_plane)
-        planner = RegionPlanner(view.level, channels, stacked=stacked)
+        planner = self._planner(view.level, optical_path, focal_plane)
         if not isinstance(regions, Iterable):
             raise RegionError(f"Regions are a sequence of (x, y, w, h), not {regions!r:.80}.")
         rectangles = [rectangle(region) for region in regions]
@@ -557,8 +556,8 @@ class Slide:
         reader = self._running()
         reader.check_open()
         profile = None
-        if icc == "srgb" and planner.colour:
-            profile = self._icc_profile(optical_path, channels[0])
+        if icc == "srgb" and planner.lead.colour:
+            profile = self._icc_profile(optical_path, planner.lead)
         return RegionArrays(reader, view, rectangles, planner, profile=profile, keep=keep, single=single)
 
     def _fits(self, view: View, region: Rectangle, itemsize: int) -> bool:
