@@ -11,7 +11,7 @@ from kinds_writer import KEY, SIZE, add_level, assert_reads, blank, images_for, 
 from pydicom.uid import generate_uid
 from synthetic import SyntheticSlide, pattern, srgb_profile
 
-from wsiweb import RegionError, WsiWebError
+from wsiweb import RegionError, Slide, WsiWebError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -281,6 +281,25 @@ def test_levels_whose_spacing_is_wrong(tmp_path: Path, open_slide: Opener, name:
     add_pyramid(slide, sizes, change, salt=0, names="abcd")
     with open_slide(slide) as opened:
         assert [level.size for level in opened.levels] == list(sizes)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_pyramids_of_series_that_are_opened_as_one(tmp_path: Path, named: bool) -> None:
+    """Each series has UIDs of its own for them, which then tell nothing apart that belongs together."""
+    first, sizes = new_slide(tmp_path), (LARGE, SMALL)
+    both = [first, SyntheticSlide(first.folder, first.study_uid, generate_uid())]
+    for n, slide in enumerate(both):
+        for place, of_place in enumerate(sizes):
+            uid = {"PyramidUID": f"1.2.{n}.{place}"} if named else {}
+
+            def change(ds: Dataset, uid: dict[str, str] = uid, x: int = 20 + 30 * place) -> None:
+                with_attributes(FrameOfReferenceUID="1.2.3", **uid)(ds)
+                moved_to(x, 40)(ds)
+
+            add_pyramid(slide, of_place, change, salt=40 * n + 20 * place, names=(f"{n}{place}a", f"{n}{place}b"))
+    with Slide.open(first.folder, series_uid=[slide.series_uid for slide in both]) as opened:
+        assert [[level.size for level in pyramid.levels] for pyramid in opened.pyramids] == [list(one) for one in sizes]
+        assert [len(pyramid.optical_paths) for pyramid in opened.pyramids] == [2, 2]
 
 
 def test_one_pyramid_uid_and_origins_apart(tmp_path: Path, open_slide: Opener) -> None:
