@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 FORMATS = list(itertools.product((1, 3), (8, 16)))
+REPEATABLE = 4
+"""The first ``compression`` of zlib's, which always gives the same bytes. ISA-L's differ once in thousands of times:
+it hashes the address of its state in the place of the third byte (isa-l 2.31, ``write_first_byte``)."""
 
 
 def texture(height: int, width: int, channels: int, bits: int, *, seed: int = 0) -> Array:
@@ -207,15 +210,17 @@ def test_bands_of_any_height_make_the_same_file(
         image = texture(height, width, *shape, seed=seed)
         cuts = sorted(data.draw(st.lists(st.integers(0, height), max_size=6)))
         bands = np.diff([0, *cuts, height]).tolist()
-        whole = write(image)
-        assert write(image, bands) == whole
-    np.testing.assert_array_equal(decode(whole)[0], image)
+        same = write(image, bands, compression=REPEATABLE) == write(image, compression=REPEATABLE)
+        assert same  # compared before: pytest would take minutes to show how they differ
+        np.testing.assert_array_equal(decode(write(image, bands))[0], image)
 
 
 def test_a_tall_image_in_bands_is_the_image_written_at_once() -> None:
     image = texture(3001, 301, 3, 8)
-    whole = write(image)
-    assert write(image, [1] * 7 + [996, 999, 999]) == whole
+    bands = [1] * 7 + [996, 999, 999]
+    same = write(image, bands, compression=REPEATABLE) == write(image, compression=REPEATABLE)
+    assert same
+    whole = write(image, bands)
     with Image.open(io.BytesIO(whole)) as opened:
         np.testing.assert_array_equal(np.asarray(opened), image)
     idat = b"".join(body for kind, body in chunks(whole) if kind == b"IDAT")
@@ -244,11 +249,14 @@ def test_the_injected_map_compresses_segments_in_any_order() -> None:
         sizes.append(len(listed))
         return [function(item) for item in reversed(listed)][::-1]
 
-    expected = write(image)
-    assert write(image, map_ordered=backwards) == expected
+    expected = write(image, compression=REPEATABLE)
+    same = write(image, compression=REPEATABLE, map_ordered=backwards) == expected
+    assert same
     assert max(sizes) > 1
     with ThreadPoolExecutor(2) as pool:
-        assert write(image, [750, 750], map_ordered=pool.map) == expected
+        same = write(image, [750, 750], compression=REPEATABLE, map_ordered=pool.map) == expected
+        assert same
+        np.testing.assert_array_equal(decode(write(image, map_ordered=pool.map))[0], image)
 
 
 def test_memory_is_bounded_by_a_band(monkeypatch: pytest.MonkeyPatch) -> None:

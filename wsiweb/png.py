@@ -5,8 +5,8 @@ no colours.
 
 Compression is cut into segments of about a megabyte, each filtered and deflated on its own and ended on
 a byte boundary, so that an injected ``map_ordered`` may run them at the same time. Segments start at fixed
-rows, whatever the bands: the same pixels make the same file. Segments are not primed with the 32 kB before
-them, which would save less than 0.1 % of tissue.
+rows, whatever the bands and the threads. Segments are not primed with the 32 kB before them, which would save
+less than 0.1 % of tissue.
 """
 
 from __future__ import annotations
