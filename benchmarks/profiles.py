@@ -13,6 +13,8 @@ class Profile:
     """From a request to the first byte of its answer."""
     bytes_per_second: float | None
     """Of the body, on each connection; None is what loopback gives."""
+    chunk_bytes: int | None = None
+    """Of the chunks in which a body is transferred; None gives its length instead. Where there is no bandwidth."""
 
     def transfer_seconds(self, size: int, connections: int) -> float:
         """Return how long bytes take that are spread over connections."""
@@ -23,4 +25,5 @@ PROFILES = {
     "lan": Profile(0.0005, None),
     "wan": Profile(0.030, 12e6),
     "far": Profile(0.100, 4e6),
+    "chunked": Profile(0.0005, None, chunk_bytes=8192),
 }

@@ -206,7 +206,11 @@ def handle(connection: socket.socket, service: Service) -> None:
 
 
 def _send(connection: socket.socket, status: str, content_type: str, body: bytes, profile: Profile | None) -> None:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n".encode()
+    if profile and profile.chunk_bytes:
+        _send_all(connection, [head + b"Transfer-Encoding: chunked\r\n\r\n", _chunked(body, profile.chunk_bytes)])
+        return
+    head += f"Content-Length: {len(body)}\r\n\r\n".encode()
     rate = profile.bytes_per_second if profile else None
     if rate is None:
         _send_all(connection, [head, body])
@@ -218,6 +222,15 @@ def _send(connection: socket.socket, status: str, content_type: str, body: bytes
         part = view[start : start + SLICE_BYTES]
         _sleep_until(started + (start + len(part)) / rate)  # it is there when its last byte is
         connection.sendall(part)
+
+
+def _chunked(body: bytes, chunk_bytes: int) -> bytes:
+    view = memoryview(body)
+    pieces: list[bytes | memoryview] = []
+    for start in range(0, len(body), chunk_bytes):
+        chunk = view[start : start + chunk_bytes]
+        pieces += [b"%x\r\n" % len(chunk), chunk, b"\r\n"]
+    return b"".join([*pieces, b"0\r\n\r\n"])
 
 
 def _send_all(connection: socket.socket, pieces: list[bytes]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 8
 """Over which the network's floor spreads the bytes of frames; metadata come over one."""
 FACTORS = (1, 4, 16, 32)
+WAYS = ("lan", "wan", "far")
 
 SLIDES = {
     spec.name: spec
@@ -45,7 +46,7 @@ class Workload:
     resolution that no level has; ``warm``: a region that was read just before; ``thumbnail``; ``png``; ``start``:
     import, open, and the region."""
     slide: str = "jpeg-256"
-    profiles: tuple[str, ...] = ("lan", "wan", "far")
+    profiles: tuple[str, ...] = WAYS
     side: int = 0
     """Of the region, or of each."""
     count: int = 1
@@ -95,7 +96,7 @@ class Workload:
 
 def _grids() -> list[Workload]:
     found = []
-    for count, columns, profiles in ((400, 20, ("lan", "wan", "far")), (4000, 80, ("lan", "wan"))):
+    for count, columns, profiles in ((400, 20, WAYS), (4000, 80, ("lan", "wan"))):
         for way in ("aligned", "unaligned", "shuffled"):
             workload = Workload(
                 f"grid{count}-{way}",
@@ -171,8 +172,8 @@ WORKLOADS = {
         Workload("open", "open", "open"),
         Workload("first512", "open and first 512²", "first", side=512),
         Workload("cold1024", "cold 1024², unaligned", "region", side=1024),
-        Workload("cold4096", "cold 4096², unaligned", "region", side=4096),
-        Workload("patches200", "200 random patches 512²", "regions", side=512, count=200),
+        Workload("cold4096", "cold 4096², unaligned", "region", profiles=(*WAYS, "chunked"), side=4096),
+        Workload("patches200", "200 random patches 512²", "regions", profiles=(*WAYS, "chunked"), side=512, count=200),
         *_grids(),
         Workload(
             "grid400-reduced", "grid of 400 patches 256² at half of level 0's resolution", "reduced", side=512,

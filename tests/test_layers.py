@@ -74,7 +74,7 @@ LAYERS = {
         ("sources.elements", "sources.sessions"),
         ("sources.failures",),
         ("sources.multipart", "sources.quoting", "sources.wire"),
-        ("sources.retry",),
+        ("sources.chunked", "sources.retry"),
     ),
     "pure": (
         ("batch", "codecs", "icc", "matching", "plan", "png", "properties", "resolution", "stitch"),

@@ -11,6 +11,8 @@ import threading
 import time
 from typing import Any, Self
 
+from wsiweb.sources.chunked import ChunkedDecoder
+
 MAX_INTERIM_ANSWERS = 16
 
 
@@ -89,12 +91,21 @@ class _BoundedResponse(http.client.HTTPResponse):
         if {coding.strip() for coding in codings} - {"", "chunked" if self.chunked else "identity"}:
             raise http.client.BadStatusLine("a transfer coding that nobody asked for")
 
-    def _read_next_chunk_size(self) -> int:
-        base: Any = super()
-        size: int = base._read_next_chunk_size()  # noqa: SLF001
-        if size < 0:
-            raise ValueError("a negative size of a chunk")
-        return size
+        self._chunks = ChunkedDecoder()
+
+    def read1(self, n: int = -1) -> bytes:
+        """Read what has come, of however many chunks. As with http.client's, no other kind of read may follow."""
+        if not self.chunked or self.fp is None:
+            return super().read1(n)
+        body = b""
+        while not body and not self._chunks.finished:
+            try:
+                body = self._chunks.feed(self.fp.read1(n))
+            except ValueError as error:
+                raise http.client.IncompleteRead(b"") from error
+        if self._chunks.finished:
+            self.close()  # the answer, so that the connection is used again
+        return body
 
     def _read_status(self) -> tuple[str, int, str]:
         self._interim += 1
