@@ -83,6 +83,7 @@ LAYERS = {
     ),
     "model": (
         ("pyramid",),
+        ("grouping",),
         ("images", "metadata"),
         ("colour", "frame_positions", "frames", "palette"),
         ("frame_groups",),

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
-from wsiweb.images import Channel, ChannelKey, Image, background_of, images_of
+from wsiweb.grouping import LEVELS_APART, pyramids_apart
+from wsiweb.images import Channel, Image, background_of, images_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from wsiweb.dicomjson import BinaryValue
     from wsiweb.metadata import Instance
 
-_LEVELS_APART = 1.5
-"""Factor by which a resolution may differ from what the size of its level says, before it is not believed."""
 _LONGEST_NUMBER = 16
 """Digits of an identifier that is ordered as a number: all that SH has room for (PS3.5 6.2)."""
 
@@ -151,11 +150,9 @@ class Pyramid:
 def build_pyramids(
     instances: Sequence[Instance], *, mpp: tuple[float, float] | None, report: Callable[[str], None]
 ) -> tuple[Pyramid, ...]:
-    """Sort the VOLUME instances into pyramids, the default one first.
+    """Make pyramids of the VOLUME instances, the default one first; see ``grouping`` for what belongs to which.
 
-    Extended depth of field, Pyramid UID, else frame of reference tell pyramids apart; then extents and origins that
-    are not of one picture; and where two images claim the same place, what else differs between them. Series that were
-    opened as one are channels of one pyramid.
+    Series that were opened as one are channels of one pyramid.
 
     Parameters
     ----------
@@ -188,9 +185,7 @@ def build_pyramids(
         images = _distinct_paths(images, series)
     pyramids = [
         _pyramid(pyramid_images, series, mpp)
-        for group_images in _declared_apart(images, several_series=len(series) > 1)
-        for cluster in _far_apart(group_images)
-        for pyramid_images in _without_conflicts(cluster)
+        for pyramid_images in pyramids_apart(images, several_series=len(series) > 1)
     ]
     # The contract's default: the largest level 0, without extended depth of field first, then the lowest UID.
     pyramids.sort(
@@ -220,133 +215,6 @@ def _distinct_paths(images: list[Image], series: list[str]) -> list[Image]:
         }
         renamed.append(replace(image, channels=channels))
     return renamed
-
-
-def _declared_apart(images: list[Image], *, several_series: bool) -> list[list[Image]]:
-    """Group images by what they declare: extended depth of field, Pyramid UID, else frame of reference."""
-    leads = [image.lead for image in images]
-    frames_of_reference = [lead.frame_of_reference_uid for lead in leads]
-    telling = len(set(frames_of_reference)) < len(images)  # one for each image says nothing
-    places = [
-        (lead.extended_depth_of_field, uid if telling else None)
-        for lead, uid in zip(leads, frames_of_reference, strict=True)
-    ]
-    uids: defaultdict[tuple[bool, str | None], set[str]] = defaultdict(set)
-    for lead, place in zip(leads, places, strict=True):
-        uids[place].update(filter(None, [lead.pyramid_uid]))
-    groups: defaultdict[tuple[bool, str | None], list[Image]] = defaultdict(list)
-    for image, place in zip(images, places, strict=True):
-        extended, uid = place
-        # An image that names no pyramid may be of the only one that is named there.
-        uid = image.lead.pyramid_uid or (next(iter(uids[place])) if len(uids[place]) == 1 else uid)
-        groups[extended, None if several_series else uid].append(image)
-    return list(groups.values())
-
-
-def _far_apart(images: list[Image]) -> list[list[Image]]:
-    """Tell apart what shows more of the glass or less, or lies farther from each other than half the size of both.
-
-    Levels of one pyramid may differ by some pixels of the coarser one, and converters write origins carelessly.
-    """
-    clusters: list[list[Image]] = []
-    for image in sorted(images, key=lambda image: (-image.size[0] * image.size[1], image.lead.address.instance_uid)):
-        home = next((cluster for cluster in clusters if any(_near(one.lead, image.lead) for one in cluster)), None)
-        if home is None:
-            clusters.append([image])
-        else:
-            home.append(image)
-    return clusters
-
-
-def _near(first: Instance, second: Instance) -> bool:
-    if first.pyramid_uid is not None and first.pyramid_uid == second.pyramid_uid:  # which goes before geometry
-        return True
-    if first.mpp is None or second.mpp is None:
-        return True
-    if not _same_extent(first, second, first.mpp, second.mpp):
-        return False
-    if first.origin_mm is None or second.origin_mm is None:
-        return True
-    extents = [
-        min(i.matrix_width * mpp[0], i.matrix_height * mpp[1]) / 1000
-        for i, mpp in ((first, first.mpp), (second, second.mpp))
-    ]
-    return math.dist(first.origin_mm, second.origin_mm) <= max(extents) / 2
-
-
-def _same_extent(
-    base: Instance, other: Instance, base_mpp: tuple[float, float], other_mpp: tuple[float, float]
-) -> bool:
-    """Whether an image may be a level below another: by its own resolution, or by one that is a copy of the other's."""
-    base_size, size = (base.matrix_width, base.matrix_height), (other.matrix_width, other.matrix_height)
-    tile_size = other.pixels.columns, other.pixels.rows
-    expected = [side * of_base / own for side, of_base, own in zip(base_size, base_mpp, other_mpp, strict=True)]
-    # The smallest levels are rounded by a pixel, and some are filled up to whole tiles.
-    room = [max(side * _LEVELS_APART, side + tile) for side, tile in zip(expected, tile_size, strict=True)]
-    least = [side / _LEVELS_APART - 1 for side in expected]
-    if all(low <= side <= high for low, side, high in zip(least, size, room, strict=True)):
-        return True
-    copied = all(abs(own / of_base - 1) < 0.01 for own, of_base in zip(other_mpp, base_mpp, strict=True))
-    narrow, wide = sorted(side / of_base for side, of_base in zip(size, base_size, strict=True))
-    return (copied or _same_origin(base, other, base_mpp)) and wide - narrow <= max(narrow / 50, 2 / min(base_size))
-
-
-def _same_origin(base: Instance, other: Instance, base_mpp: tuple[float, float]) -> bool:
-    """Whether two images begin at one place: what has the shape of the other as well is no region of it.
-
-    It is a level whose resolution is wrong.
-    """
-    if base.origin_mm is None or other.origin_mm is None:
-        return False
-    extent_mm = max(base.matrix_width * base_mpp[0], base.matrix_height * base_mpp[1]) / 1000
-    return math.dist(base.origin_mm, other.origin_mm) <= extent_mm / 100
-
-
-def _without_conflicts(images: list[Image]) -> list[list[Image]]:
-    """Split images of which two claim the same channel of the same level, as two scans of one place do."""
-    if not _conflict(images):
-        return [images]
-    # If nothing tells them apart: the first of each by UID, the second of each, and so on.
-    layers: list[list[Image]] = []
-    for image in sorted(images, key=lambda image: image.lead.address.instance_uid):
-        layer = next((layer for layer in layers if not _conflict([*layer, image])), None)
-        if layer is None:
-            layers.append([image])
-        else:
-            layer.append(image)
-    for name in ("acquisition_datetime", "origin_mm", "frame_of_reference_uid", "pyramid_uid"):
-        groups: defaultdict[object, list[Image]] = defaultdict(list)
-        for image in images:
-            groups[getattr(image.lead, name)].append(image)
-        # What each level has of its own does not tell pyramids apart.
-        few = 1 < len(groups) <= max(len(layers), len(images) // 2)
-        if few and not any(map(_conflict, groups.values())):
-            return list(groups.values())
-    return layers
-
-
-def _conflict(images: list[Image]) -> bool:
-    """Whether two images cannot be of one pyramid."""
-    claimed: defaultdict[ChannelKey, dict[tuple[int, int], Image]] = defaultdict(dict)
-    for image in images:
-        for key in image.channels:
-            if any(_rivals(image, other) for other in claimed[key].values()):
-                return True
-            claimed[key][image.size] = image
-    return False
-
-
-def _rivals(first: Image, second: Image) -> bool:
-    """Whether two images of a channel claim the same place: in one level, or at one resolution, as a rescan does."""
-    if first.size == second.size:
-        return not (first.sparse and second.sparse)
-    a, b = first.lead, second.lead
-    if a.mpp is None or b.mpp is None or (a.pyramid_uid is not None and a.pyramid_uid == b.pyramid_uid):
-        return False
-    same_mpp = all(abs(x / y - 1) < 1e-3 for x, y in zip(a.mpp, b.mpp, strict=True))
-    return same_mpp and all(
-        1 / _LEVELS_APART < x / y < _LEVELS_APART for x, y in zip(first.size, second.size, strict=True)
-    )
 
 
 def _pyramid(images: list[Image], series: list[str], mpp: tuple[float, float] | None) -> Pyramid:
@@ -457,4 +325,4 @@ def _level_mpp(
 def _copied(own_mpp: tuple[float, float], base_mpp: tuple[float, float], ratios: tuple[float, float]) -> bool:
     """Whether a level has the resolution of another one's size, as where all of them carry that of level 0."""
     shares = [own / (base * ratio) for own, base, ratio in zip(own_mpp, base_mpp, ratios, strict=True)]
-    return not all(1 / _LEVELS_APART < share < _LEVELS_APART for share in shares)
+    return not all(1 / LEVELS_APART < share < LEVELS_APART for share in shares)
