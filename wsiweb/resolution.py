@@ -107,7 +107,6 @@ class View:
             pixels,
             origin=(inside.x * self.scale[0] - source.x, inside.y * self.scale[1] - source.y),
             scale=self.scale,
-            size=(inside.w, inside.h),
             bilinear=self.enlarged,
             out=out[dy : dy + inside.h, dx : dx + inside.w],
             scratch=scratch,
