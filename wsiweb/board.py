@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """What wakes a caller: an array is painted or will not be, its reader is being closed, or a tile was abandoned."""
-
-    abandoned: FrameKey | None = None
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """One array to make, and how far that has come."""
@@ -100,7 +93,9 @@ class Board:
         self._alone = alone
         self.awaited: Job | None = None
         """For which the caller sleeps: it is woken for no other that is whole."""
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[FrameKey | None] = queue.SimpleQueue()
+        """What wakes the caller: the key of a tile that was abandoned; None where an array is painted, or will not be,
+        or its reader is being closed."""
         self._closed = False
         self._lock = threading.RLock()  # a stream may be collected, and closed, anywhere
         self._wanted_by: defaultdict[FrameKey, dict[Job, None]] = defaultdict(dict)  # in order
@@ -180,14 +175,14 @@ class Board:
     def fail(self, key: FrameKey, error: BaseException) -> None:
         """Hear that a tile will not come, and let the caller know. From any thread."""
         if isinstance(error, AbandonedError):
-            self.events.put(Event(abandoned=key))
+            self.events.put(key)
             return
         with self._lock:
             self._asked.discard(key)
             for job in self._wanted_by.pop(key, ()):
                 if not job.foreseen:  # else it asks again, when its turn comes
                     job.error = error
-        self.events.put(Event())
+        self.events.put(None)
 
     def take(self, tiles: Sequence[tuple[FrameKey, Pixels]]) -> None:
         """Paint tiles into all arrays that show them. From any thread."""
@@ -222,7 +217,7 @@ class Board:
     def _fail_job(self, job: Job, error: BaseException) -> None:
         """Leave an error to who wants the array; a Ctrl-C is this thread's as well."""
         job.error = error
-        self.events.put(Event())
+        self.events.put(None)
         if not isinstance(error, Exception):
             raise error
 
@@ -271,4 +266,4 @@ class Board:
         except BaseException as error:  # noqa: BLE001  (it is the caller's, not this thread's)
             self._fail_job(job, error)
         if job is self.awaited:
-            self.events.put(Event())
+            self.events.put(None)

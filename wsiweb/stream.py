@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from wsiweb import stitch
-from wsiweb.board import Board, Event
+from wsiweb.board import Board
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Stream:
         self._board = Board(reader.memory, reader.tiles, alone=single)
         self._errand = reader.begin(self._board, keep, single=single)
         events = self._board.events  # and not self, which would keep an abandoned iterator alive
-        self._errand.cancellation.on_cancel(lambda: events.put(Event()))
+        self._errand.cancellation.on_cancel(lambda: events.put(None))
         self._jobs: deque[Job] = deque()
         self._ahead_bytes = 0
         self._foreseen: deque[Job] = deque()
@@ -272,13 +272,13 @@ class Stream:
         while not job.done and job.error is None:
             left = deadline - time.monotonic()
             try:
-                event = self._board.events.get(timeout=min(max(left, 0), _NAP_SECONDS))
+                abandoned = self._board.events.get(timeout=min(max(left, 0), _NAP_SECONDS))
             except queue.Empty:
                 if left <= _NAP_SECONDS:
                     return
                 continue
-            if event.abandoned is not None:
-                self._reclaim(event.abandoned)
+            if abandoned is not None:
+                self._reclaim(abandoned)
             else:
                 self._reader.check_open()
                 if self._errand.cancellation.cancelled:
