@@ -12,7 +12,7 @@ from wsiweb.addresses import split_series_url
 from wsiweb.dicomjson import Attributes
 from wsiweb.errors import SearchError, SlideNotFoundError, SourceError
 from wsiweb.listing import Listing, UntoldError, refused
-from wsiweb.matching import Filter, number_of, texts_of
+from wsiweb.matching import Filter
 from wsiweb.options import ReadOptions, chosen
 from wsiweb.slide import Slide
 
@@ -151,13 +151,14 @@ def _slides(
     try:
         seen: set[tuple[str, str]] = set()
         for dataset in _series(source, filters, study_uid, limit):
-            uids = texts_of(dataset, {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID"})
-            key = uids["study_uid"] or study_uid or "", uids["series_uid"] or ""
+            attributes = Attributes(dataset)
+            key = attributes.string("StudyInstanceUID") or study_uid or "", attributes.string("SeriesInstanceUID") or ""
             if not all(key) or key in seen:
                 continue
             seen.add(key)
-            told: dict[str, Any] = texts_of(dataset, _FIELDS)
-            told["number_of_instances"] = number_of(dataset, "NumberOfSeriesRelatedInstances")
+            told: dict[str, Any] = {name: attributes.string(keyword) for name, keyword in _FIELDS.items()}
+            count = attributes.optional_number("NumberOfSeriesRelatedInstances")
+            told["number_of_instances"] = None if count is None else int(count)
             yield FoundSlide(*key, **told, place=place, connection=connection)
             if len(seen) == limit:
                 return

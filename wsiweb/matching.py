@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from wsiweb.dicomjson import Attributes
-from wsiweb.errors import MetadataError, SearchError
+from wsiweb.errors import SearchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,17 +173,3 @@ def _texts(element: Any) -> list[str] | None:
         text = value.get("Alphabetic", "") if isinstance(value, dict) else value
         texts += [part.strip(" \0") for part in str(text).split("\\")]
     return [text for text in texts if text] or None
-
-
-def texts_of(dataset: JsonDataset, keywords: Mapping[str, str]) -> dict[str, str | None]:
-    """Return text attributes by the names given to them."""
-    attributes = Attributes(dataset)
-    return {name: attributes.string(keyword) for name, keyword in keywords.items()}
-
-
-def number_of(dataset: JsonDataset, keyword: str) -> int | None:
-    """Return a number, or None where there is none that can be read."""
-    try:
-        return Attributes(dataset).integer(keyword)
-    except MetadataError:
-        return None

@@ -316,7 +316,7 @@ def _resolution(
     measures: Attributes, attributes: Attributes, width: int, height: int
 ) -> tuple[tuple[float, float] | None, str | None]:
     """Return (x, y) in µm a pixel, and which attributes tell."""
-    if (spacing_mm := _pair(measures, "PixelSpacing")) is not None:
+    if (spacing_mm := _spacing(measures)) is not None:
         row_mm, column_mm = spacing_mm  # y first
         return _micrometres(column_mm, row_mm), "PixelSpacing"
     if (volume_mm := _volume(attributes)) is not None:
@@ -324,8 +324,8 @@ def _resolution(
     return None, None
 
 
-def _pair(attributes: Attributes, keyword: str) -> tuple[float, float] | None:
-    numbers = attributes.optional_numbers(keyword)
+def _spacing(measures: Attributes) -> tuple[float, float] | None:
+    numbers = measures.optional_numbers("PixelSpacing")
     return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
 
 

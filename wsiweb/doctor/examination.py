@@ -230,7 +230,7 @@ class _Examination:
         source = ToldSource(self._service, study, (series,), self._options)
         if self._add(check_metadata(source, self._service)).status == "failed":
             return
-        check, content = check_slide(source, [])
+        check, content = check_slide(source)
         self._add(check)
         if content is not None:
             reader = Reader(source, content.instances, self._options)

@@ -77,8 +77,9 @@ def _refers(dataset: JsonDataset) -> int:
     return sum(isinstance(element, dict) and "BulkDataURI" in element for place in places for element in place.values())
 
 
-def check_slide(source: ToldSource, problems: list[str]) -> tuple[Check, SlideContent | None]:
-    """Open the slide by its metadata; what costs only a part of it is added to ``problems``."""
+def check_slide(source: ToldSource) -> tuple[Check, SlideContent | None]:
+    """Open the slide by its metadata."""
+    problems: list[str] = []  # that cost only a part of it
     try:
         content = load_content(source, mpp=None, photometric=None, report=problems.append)
     except WsiWebError as error:

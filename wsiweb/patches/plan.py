@@ -257,7 +257,7 @@ class PatchPlan:
             return self._sized(size).random(n, seed)
 
         def enough(x: Integers, y: Integers) -> npt.NDArray[np.bool_]:
-            return np.asarray(self._fractions(x, y) >= self.min_tissue - 1e-9)
+            return np.asarray(self._fractions(self.mask, x, y) >= self.min_tissue - 1e-9)
 
         if self.mask_lost:
             raise WsiWebError("This plan comes from a file, which keeps no mask; make the plan anew, with mask=.")
@@ -268,20 +268,20 @@ class PatchPlan:
         return replace(self, size=pair(size, "size"))
 
     def _of_points(self, x: Integers, y: Integers) -> PatchPlan:
-        tissue = np.full(len(x), np.nan) if self.mask is None else self._fractions(x, y)
+        tissue = self._fractions(self.mask, x, y)
         return replace(self, layout=Points(x, y), index=np.arange(len(x), dtype=np.int64), tissue=tissue)
 
-    def _fractions(self, x: Integers, y: Integers) -> Floats:
-        assert self.mask is not None  # noqa: S101  (its callers asked)
+    def _fractions(self, mask: TissueMask | None, x: Integers, y: Integers) -> Floats:
+        """Return how much of each patch is tissue; NaN without a mask."""
+        if mask is None:
+            return np.full(len(x), np.nan)
         scale_x, scale_y = self.view.base_scale
-        return self.mask.fractions(x * scale_x, y * scale_y, self.size[0] * scale_x, self.size[1] * scale_y)
+        return mask.fractions(x * scale_x, y * scale_y, self.size[0] * scale_x, self.size[1] * scale_y)
 
     def masked(self, mask: TissueMask, min_tissue: float) -> PatchPlan:
         """Return the patches that show at least so much tissue, with their fractions."""
-        tissue = np.empty(len(self))
-        for start in range(0, len(self), _MASK_CHUNK):
-            rows = slice(start, start + _MASK_CHUNK)
-            tissue[rows] = replace(self, mask=mask)._fractions(*self.layout.positions(self.index[rows]))  # noqa: SLF001
+        found = [self._fractions(mask, x, y) for x, y in self._positions(_MASK_CHUNK)]
+        tissue = np.concatenate([np.empty(0), *found])
         enough = tissue >= min_tissue - 1e-9
         return replace(self, index=self.index[enough], tissue=tissue[enough], mask=mask, min_tissue=min_tissue)
 
@@ -392,18 +392,17 @@ class PatchPlan:
         if isinstance(self.layout, Points):
             state["layout"] = self.layout.only(self.index)
         state["index"] = packing.pack(self.index)
-        # A mask tells how much tissue there is.
-        state["tissue"] = None if self.mask is not None or np.isnan(self.tissue).all() else packing.pack(self.tissue)
+        known = self.mask is not None or np.isnan(self.tissue).all()
+        state["tissue"] = None if known else packing.pack(self.tissue)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         index, tissue = packing.unpack(state["index"]), state["tissue"]
         state["index"] = index
-        state["tissue"] = np.full(len(index), np.nan) if tissue is None else packing.unpack(tissue)
         for name, value in state.items():
             object.__setattr__(self, name, value)
-        if self.mask is not None:
-            object.__setattr__(self, "tissue", self._fractions(*self.layout.positions(index)))
+        found = self._fractions(self.mask, self.x, self.y) if tissue is None else packing.unpack(tissue)
+        object.__setattr__(self, "tissue", found)
 
     def __repr__(self) -> str:
         resolution = f"{self.mpp[0]:g} µm/px" if self.mpp else f"level {self.level}"

@@ -9,7 +9,6 @@ from wsiweb.errors import ProtocolError
 from wsiweb.jsontext import loads
 from wsiweb.sources.base import Found
 from wsiweb.sources.multipart import MultipartParser, parse_content_type
-from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retry import ForeignError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class Whole(NamedTuple):
     """A whole answer."""
 
     url: str
-    """That was asked for."""
+    """That was asked for, without secrets."""
     status: int
     headers: dict[str, str]
     """By lower-case name."""
@@ -39,7 +38,7 @@ def datasets_in(answer: Whole) -> list[JsonDataset]:
     ProtocolError
         It cannot be read: a ``ForeignError`` where it does not even begin like JSON.
     """
-    where = without_secrets(answer.url)
+    where = answer.url
     if not answer.body.strip():
         return []
     try:
@@ -72,7 +71,7 @@ def value_in(answer: Whole) -> bytes:
     ProtocolError
         There is none, or nothing in it: a ``ForeignError`` where it is a page.
     """
-    where = without_secrets(answer.url)
+    where = answer.url
     media_type, parameters = parse_content_type(answer.headers.get("content-type", ""))
     untyped_page = not media_type and answer.body.lstrip()[:1] in (b"<", b"{")
     if media_type == "text/html" or media_type.endswith("json") or untyped_page:

@@ -108,8 +108,7 @@ class WebSource:
     def _met(self, answer: Whole) -> list[JsonDataset]:
         """Return the metadata in an answer, which shows what service it is; it says by 206 that some are missing."""
         if answer.status == 206:
-            where = without_secrets(answer.url)
-            raise ProtocolError(f"{where} answered with a part of the metadata only (206)", url=where)
+            raise ProtocolError(f"{answer.url} answered with a part of the metadata only (206)", url=answer.url)
         kind = self._kind
         self._set_out(kind if kind is not UNKNOWN else recognise(self.service.base_url, answer.headers, answer.body))
         return datasets_in(answer)
@@ -255,12 +254,11 @@ class WebSource:
                     url, accept, parameters=parameters, cancellation=self._closing, deadline=deadline
                 ) as answer:
                     self._wait_seconds = time.monotonic() - asked
-                    if answer.status == 204 and accept == _DICOM_JSON:  # there are none
-                        whole = Whole(url, answer.status, {}, b"", answer.quote)
-                    else:
+                    body = b""
+                    if answer.status != 204 or accept != _DICOM_JSON:  # 204 has no datasets
                         check_status(answer, what, advice=self._kind.advice)
                         body = answer.read(limit_bytes, deadline=deadline)
-                        whole = Whole(url, answer.status, answer.headers, body, answer.quote)
+                    whole = Whole(without_secrets(url), answer.status, answer.headers, body, answer.quote)
                 self._check_open(what)  # what came may be what had come by then
                 return read(whole)
             except (RefusedError, SourceError) as caught:
