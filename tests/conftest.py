@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,3 +116,36 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[orthanc_server
         pytest.skip("Orthanc or its DICOMweb plugin is not installed (apt install orthanc orthanc-dicomweb)")
     with orthanc_server.running(program, tmp_path_factory.mktemp("orthanc")) as server:
         yield server
+
+
+@pytest.fixture
+def no_certificates_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the environment says of certificates."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a self-signed certificate with its key, for server and client alike."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(file.with_suffix(".key")), "-out", str(file.with_suffix(".crt"))],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(file.with_suffix(".key").read_text() + file.with_suffix(".crt").read_text())
+    return file
+
+
+@pytest.fixture
+def secure(certificate: Path) -> ssl.SSLContext:
+    """Return a server's side of TLS that takes a client's certificate, and needs none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(certificate)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context

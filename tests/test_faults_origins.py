@@ -6,9 +6,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import shutil
 import socket
-import ssl
 import subprocess
 import threading
 import traceback
@@ -28,6 +26,7 @@ from synthetic import srgb_profile
 from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError, WsiWebError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from faults import Kind, Request
     from synthetic import SyntheticSlide
 
-pytestmark = pytest.mark.usefixtures("hurried")
+pytestmark = pytest.mark.usefixtures("hurried", "no_certificates_from_outside")
 TILE = (0, 0, 64, 48)
 OPTIONS = ReadOptions(max_attempts=3, timeout_seconds=5, max_connections=2)
 SECRET = "pr0xyS3cr3t"
@@ -448,38 +447,6 @@ def test_bulk_data_that_are_gone(server: DICOMwebServer, truth: SyntheticSlide) 
 
 
 # TLS --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_certificates_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a self-signed certificate with its key, for server and client alike."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    file = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-         "-keyout", str(file.with_suffix(".key")), "-out", str(file.with_suffix(".crt"))],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    file.write_text(file.with_suffix(".key").read_text() + file.with_suffix(".crt").read_text())
-    return file
-
-
-@pytest.fixture
-def secure(certificate: Path) -> ssl.SSLContext:
-    """Return a server's side of TLS that takes a client's certificate, and needs none."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    context.load_verify_locations(certificate)
-    context.verify_mode = ssl.CERT_OPTIONAL
-    return context
 
 
 def test_client_certificates_stay_home(truth: SyntheticSlide, secure: ssl.SSLContext, certificate: Path) -> None:

@@ -78,6 +78,8 @@ class Connection:
         for name, value, fits, what in kinds:
             if value is not None and not fits:
                 raise AuthenticationError(f"{name}= is {what}, not {type(value).__name__}.")
+            if value == "" and name in ("verify", "cert"):  # requests would do without
+                raise AuthenticationError(f"{name}= is {what}, not an empty one.")
 
 
 def _are_two(value: Any, *kinds: type) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-_SIZE_LINE = re.compile(rb"\r\n0*([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+# Nothing is tried in two ways (*+), however much of it has come.
+_SIZE_LINE = re.compile(rb"\r\n(?=[0-9A-Fa-f])0*+([0-9A-Fa-f]{0,15}+)[ \t]*+(?:;[^\n]*+|\r?+)\n")
 _TRAILER = re.compile(rb"(?:[^\r\n][^\n]*\n)*\r?\n")
 _LONGEST_LINES_BYTES = 16_384
 """Before a chunk, or behind the last."""
@@ -44,7 +45,7 @@ class ChunkedDecoder:
             data, at = self._lines + data, 0
         while not self._body_whole and (line := _SIZE_LINE.match(data, at)):
             start = line.end()
-            at = start + int(line[1], 16)
+            at = start + int(line[1] or b"0", 16)
             pieces.append(data[start:at])
             self._body_whole = at == start
         self._left = max(at - len(data), 0)

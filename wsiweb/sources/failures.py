@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PROXY_SCHEMES = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
+_TLS_ADVICE = (
+    ("WRONG_VERSION_NUMBER", "Does the port speak plain http? Then the URL begins with http://"),
+    (
+        "has expired|not yet valid",
+        "Have the certificate renewed, unless it is this machine's clock that is wrong",
+    ),
+    ("(Hostname|address) mismatch", "The certificate is for another name: is the address right?"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "If the service has an authority of its own, pass verify= with its certificate",
+    ),
+    ("is encrypted", "Write the key of cert= without a password (openssl pkey -in FILE -out FILE)"),
+    ("PEM|ASN1|KEY_VALUES|NO_START_LINE", "Are the files of verify= and cert= PEM files, that of cert= with its key?"),
+    ("ALERT", "The service refuses: perhaps it wants a certificate (cert=), or another version of TLS"),
+    ("", "Does the service speak TLS there?"),
+)
+"""What to do about a failure, by what OpenSSL calls it; the first that fits."""
 _TLS_ALERT = "\x15\x03"
 """How a service that speaks TLS answers who does not."""
 
@@ -73,9 +90,8 @@ def _no_connection(error: Exception, proxy: str | None) -> str | None:
     """Say why there is no connection, and what to do; None where there was one, which broke off."""
     root = _root(error)
     if isinstance(error, requests.exceptions.SSLError):
-        if "WRONG_VERSION_NUMBER" in root:
-            return f"TLS failed: {root}. Does the port speak plain http? Then the URL begins with http://"
-        return f"TLS failed: {root}. Pass verify= or cert= if the service has a certificate of its own"
+        advice = next(advice for sign, advice in _TLS_ADVICE if re.search(sign, root))
+        return f"TLS failed: {root}. {advice}"
     if isinstance(error, requests.exceptions.ProxyError):
         return f"the proxy {_named(proxy)} failed: {root}. {_proxy_advice(root)}"
     reason: Any = error.args[0] if error.args else None

@@ -162,32 +162,30 @@ class Service:
         SourceError
             There was no answer, or its body broke off; a subclass says which way.
         """
-        with translated(url, self._proxy_of):
-            with Wire(deadline) as wire:
-                forget = cancellation.on_cancel(wire.cut) if cancellation is not None else lambda: None
-                try:
-                    response = self._send(url, accept, parameters, deadline)
-                finally:
-                    forget()
+        wire = Wire(deadline)
+        with translated(url, self._proxy_of), contextlib.ExitStack() as stack:
+            if cancellation is not None:
+                stack.callback(cancellation.on_cancel(wire.cut))
+            with wire:
+                response = self._send(url, accept, parameters, deadline)
+            stack.callback(response.close)
             self.reached = True
-            with contextlib.ExitStack() as stack:
-                stack.callback(response.close)
-                if cancellation is not None:
-                    stack.callback(cancellation.on_cancel(lambda: _shut_down(response)))
-                yield Answer(
-                    status=response.status_code,
-                    content_type=response.headers.get("Content-Type", ""),
-                    headers={name.lower(): value for name, value in response.headers.items()},
-                    url=without_secrets(response.url),
-                    chunks=self._chunks(response),
-                    quote=functools.partial(quoted, response.request),
-                )
+            yield Answer(
+                status=response.status_code,
+                content_type=response.headers.get("Content-Type", ""),
+                headers={name.lower(): value for name, value in response.headers.items()},
+                url=without_secrets(response.url),
+                chunks=self._chunks(response, wire),
+                quote=functools.partial(quoted, response.request),
+            )
 
-    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
+    def _chunks(self, response: requests.Response, wire: Wire) -> Iterator[bytes]:
         encoded = "Content-Encoding" in response.headers  # urllib3 copies what it might have to decode
         while chunk := response.raw.read1(CHUNK_BYTES, decode_content=encoded):
             self.stats.add(bytes=len(chunk))
             yield chunk
+        if wire.is_cut:  # else it would pass for the end of a body that has no length
+            raise urllib3.exceptions.ProtocolError("the connection was cut here")
 
     def _send(
         self, url: str, accept: str, parameters: dict[str, str] | None, deadline: float | None
@@ -302,12 +300,6 @@ class Service:
 
 def _below(root: str, prefix: str | None) -> str:
     return f"{root}/{prefix.strip('/')}" if prefix else root
-
-
-def _shut_down(response: requests.Response) -> None:
-    """Wake a thread that waits for the body."""
-    with contextlib.suppress(Exception):
-        response.raw.shutdown()
 
 
 def same_origin(first: str, second: str) -> bool:

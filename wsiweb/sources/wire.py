@@ -11,9 +11,13 @@ import threading
 import time
 from typing import Any, Self
 
+import urllib3
+
 from wsiweb.sources.chunked import ChunkedDecoder
 
 MAX_INTERIM_ANSWERS = 16
+IDLE_SECONDS = 60.0
+"""After which a connection is not used again: routers forget those that are quiet, and what is sent gets lost."""
 
 
 def bind(manager: Any) -> Any:
@@ -71,9 +75,9 @@ class _BoundedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        wire: Wire | None = getattr(_waiting, "wire", None)
-        if wire is not None and wire.deadline is not None:
-            self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock, wire.deadline))
+        self._wire: Wire | None = getattr(_waiting, "wire", None)
+        if self._wire is not None and self._wire.deadline is not None:
+            self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock, self._wire.deadline))
 
     def begin(self) -> None:
         """Read the head, and refuse one that breaks off: http.client takes the end of the connection for its end."""
@@ -107,6 +111,13 @@ class _BoundedResponse(http.client.HTTPResponse):
             self.close()  # the answer, so that the connection is used again
         return body
 
+    def _close_conn(self) -> None:
+        """Leave the connection, whose next answer is another's."""
+        if self._wire is not None:
+            self._wire.hold(None)
+        base: Any = super()
+        base._close_conn()  # noqa: SLF001
+
     def _read_status(self) -> tuple[str, int, str]:
         self._interim += 1
         if self._interim > MAX_INTERIM_ANSWERS:
@@ -119,16 +130,16 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class Wire:
-    """Where a thread waits for the head of an answer, so that another can end that: for the time of a ``with``.
+    """The connection on which a thread waits for an answer, until that has come: another thread can cut it.
 
-    ``deadline`` (of ``time.monotonic``) ends the whole answer.
+    What is asked for in a ``with`` goes over it. ``deadline`` (of ``time.monotonic``) ends the whole answer.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
+        self.is_cut = False
         self._lock = threading.Lock()
         self._socket: Any = None
-        self._cut = False
 
     def __enter__(self) -> Self:
         _waiting.wire = self
@@ -140,20 +151,21 @@ class Wire:
     def cut(self) -> None:
         """Wake the thread that waits, or will."""
         with self._lock:
-            self._cut = True
+            self.is_cut = True
             self._shut_down()
 
     def hold(self, socket_: Any) -> None:
         """Note on which socket it waits; None for none."""
         with self._lock:
-            self._socket = socket_
-            if self._cut:
+            self._socket = getattr(socket_, "socket", socket_)  # below TLS within TLS, as to proxies
+            if self.is_cut:
                 self._shut_down()
 
     def _shut_down(self) -> None:
+        """End the connection below TLS: ``SSLSocket.shutdown`` takes that off, and who reads gets what is encrypted."""
         if isinstance(self._socket, socket.socket):
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS would want to take its leave
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 _waiting = threading.local()
@@ -163,8 +175,25 @@ class _StoppableConnection:
     """Tells the ``Wire`` of its thread on which socket it waits."""
 
     sock: Any
+    _used_seconds = 0.0
+
+    def connect(self) -> None:
+        base: Any = super()
+        try:
+            base.connect()
+        except TimeoutError as error:  # not of the connection, which urllib3 has translated, but of what comes next
+            raise urllib3.exceptions.ConnectTimeoutError("nobody answered the handshake in time") from error
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can be used again; not where more has come than was asked for, if only as far as TLS."""
+        base: Any = super()
+        idle_seconds = time.monotonic() - self._used_seconds
+        pending = getattr(self.sock, "pending", None)
+        return bool(base.is_connected) and idle_seconds < IDLE_SECONDS and not (pending is not None and pending())
 
     def getresponse(self) -> Any:
+        self._used_seconds = time.monotonic()
         wire: Wire | None = getattr(_waiting, "wire", None)
         base: Any = super()
         if wire is None:
@@ -172,8 +201,9 @@ class _StoppableConnection:
         wire.hold(self.sock)
         try:
             return base.getresponse()
-        finally:
+        except BaseException:
             wire.hold(None)
+            raise
 
 
 @functools.cache  # to make a class takes longer than to make a connection

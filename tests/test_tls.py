@@ -1,0 +1,247 @@
+"""Over TLS: what is cut off, what comes unasked, what fails before anything is said."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import requests
+from dicomweb_server import DICOMwebServer
+from kinds import KINDS
+from personalities import GOOD
+from synthetic import make_slide
+
+from wsiweb import AuthenticationError, ReadOptions, Slide, SourceError
+from wsiweb.sources import wire
+from wsiweb.sources.base import Cancellation
+from wsiweb.sources.http import Service
+from wsiweb.sources.retry import UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import SlideMaker
+
+pytestmark = pytest.mark.usefixtures("no_certificates_from_outside")
+
+PLAIN = b"A" * 300_000
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+
+
+class Listener:
+    """Accepts connections, over TLS, and answers requests with a function of the socket and the request's number."""
+
+    def __init__(self, context: ssl.SSLContext | None, answer: Callable[[socket.socket, int], None]) -> None:
+        self.connections = self.requests = 0
+        self._context, self._answer = context, answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(connection)
+            if self._context is not None:
+                threading.Thread(target=self._serve, args=(connection, self._context), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        try:
+            with context.wrap_socket(connection, server_side=True) as secure:
+                while secure.recv(65_536):
+                    self.requests += 1
+                    self._answer(secure, self.requests)
+        except OSError:  # the reader has gone
+            pass
+
+    def close(self) -> None:
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+
+
+@contextmanager
+def listening(context: ssl.SSLContext | None, answer: Callable[[socket.socket, int], None]) -> Iterator[Listener]:
+    listener = Listener(context, answer)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def service_of(listener: Listener, certificate: Path) -> Service:
+    session = requests.Session()
+    session.verify = str(certificate)
+    return Service(
+        listener.url, session, qido_url_prefix=None, wado_url_prefix=None, connections=2, timeout_seconds=10
+    )  # fmt: skip
+
+
+def body_of(service: Service, cancellation: Cancellation | None = None) -> bytes:
+    with service.get(service.base_url + "/x", "*/*", cancellation=cancellation) as answer:
+        return b"".join(answer.chunks)
+
+
+def nothing(_socket: socket.socket, _number: int) -> None:
+    pytest.fail("Nothing can be asked.")
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_what_is_cut_off_is_no_ciphertext(secure: ssl.SSLContext, certificate: Path, length: bool) -> None:
+    """Not even where the end of the connection is that of the body."""
+    sent = threading.Event()
+
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        head = HEAD % len(PLAIN) if length else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        secure_socket.sendall(head + PLAIN)
+        sent.set()
+
+    body: list[bytes] = []
+
+    def read_and_cut(service: Service) -> None:
+        cancellation = Cancellation()
+        with service.get(service.base_url + "/x", "*/*", cancellation=cancellation) as got:
+            for chunk in got.chunks:
+                body.append(chunk)
+                sent.wait(1)  # it lies in the socket, encrypted, unless that is too small
+                cancellation.cancel()
+
+    with listening(secure, answer) as listener, pytest.raises(SourceError):
+        read_and_cut(service_of(listener, certificate))
+    assert body
+    assert PLAIN.startswith(b"".join(body))
+
+
+def test_who_comes_too_late_cuts_nothing_off(secure: ssl.SSLContext, certificate: Path) -> None:
+    """The connection may serve somebody else by then."""
+
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        secure_socket.sendall(HEAD % len(PLAIN) + PLAIN)
+
+    cancellation = Cancellation()
+    with listening(secure, answer) as listener:
+        service = service_of(listener, certificate)
+        with service.get(service.base_url + "/x", "*/*", cancellation=cancellation) as got:
+            assert b"".join(got.chunks) == PLAIN
+            cancellation.cancel()
+        assert body_of(service) == PLAIN
+        assert (listener.connections, listener.requests) == (1, 2)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_what_comes_unasked_is_no_answer(secure: ssl.SSLContext, certificate: Path, chunked: bool) -> None:
+    """Two answers in one record, the first as long as what is read at once: TLS holds the second, and no socket."""
+
+    def answer(secure_socket: socket.socket, number: int) -> None:
+        letter = b"%d" % number
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f00\r\n" if chunked else HEAD % 0x1F00
+        end = b"\r\n0\r\n\r\n" if chunked else b""
+        padding = b"X-Padding: %s\r\n\r\n"
+        missing = 8192 - len(head + end) - 0x1F00 - len(padding % b"") + 2
+        head = head.replace(b"\r\n\r\n", b"\r\n" + padding % (b"x" * missing), 1)
+        whole = head + letter * 0x1F00 + end
+        assert len(whole) == 8192
+        secure_socket.sendall(whole + whole.replace(letter * 0x1F00, b"!" * 0x1F00))
+
+    with listening(secure, answer) as listener:
+        service = service_of(listener, certificate)
+        assert [body_of(service)[:1] for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_connections_that_were_idle_for_long_are_left(
+    secure: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router on the way may have forgotten them, and says nothing."""
+    with listening(secure, lambda secure_socket, _: secure_socket.sendall(HEAD % 2 + b"ok")) as listener:
+        service = service_of(listener, certificate)
+        assert [body_of(service) for _ in range(2)] == [b"ok"] * 2
+        assert listener.connections == 1
+        monkeypatch.setattr(wire, "IDLE_SECONDS", 0)
+        assert body_of(service) == b"ok"
+        assert listener.connections == 2
+
+
+def test_who_never_answers_the_handshake_is_not_asked_again(synthetic: SlideMaker) -> None:
+    """As who cannot be reached: the port may speak plain http, and wait for a request."""
+    truth = synthetic("rgb")
+    with listening(None, nothing) as listener:
+        where = f"{listener.url}/studies/{truth.study_uid}/series/{truth.series_uid}"
+        with pytest.raises(UnreachableError, match="handshake"):
+            Slide.open(where, options=ReadOptions(timeout_seconds=0.2))
+        assert listener.connections == 1
+
+
+@pytest.mark.parametrize("name", ["verify", "cert"])
+def test_an_empty_path_is_not_taken_for_none(name: str) -> None:
+    """``verify=os.environ.get("CA", "")`` would turn verification off."""
+    ways: Any = {name: ""}
+    with pytest.raises(AuthenticationError, match=f"{name}= is .* not an empty one"):
+        Slide.open("https://127.0.0.1:9/studies/1.2/series/3.4", **ways)
+
+
+@pytest.mark.parametrize("in_session", [True, False])
+def test_an_encrypted_key_asks_no_terminal(
+    synthetic: SlideMaker, secure: ssl.SSLContext, certificate: Path, tmp_path: Path, in_session: bool
+) -> None:
+    truth = synthetic("rgb")
+    encrypted = tmp_path / "encrypted.pem"
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(certificate), "-aes256", "-passout", "pass:word", "-out", str(encrypted)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    encrypted.write_text(encrypted.read_text() + certificate.with_suffix(".crt").read_text())
+    ways: dict[str, Any] = {"cert": str(encrypted)}
+    if in_session:
+        session = requests.Session()
+        session.cert = str(encrypted)
+        ways = {"session": session}
+    with DICOMwebServer(truth.folder, tls=secure) as server:
+        with pytest.raises(SourceError, match=r"key is encrypted.*without a password"):
+            Slide.open(server.series_url(truth.study_uid, truth.series_uid), verify=str(certificate), **ways)
+        assert server.count() == 0
+
+
+def test_a_certificate_for_another_name(synthetic: SlideMaker, tmp_path: Path) -> None:
+    truth = synthetic("rgb")
+    file = tmp_path / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=elsewhere", "-addext", "subjectAltName=DNS:elsewhere.example",
+         "-keyout", str(file), "-out", str(file.with_suffix(".crt"))],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(file.read_text() + file.with_suffix(".crt").read_text())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with DICOMwebServer(truth.folder, tls=context) as server, pytest.raises(SourceError, match="for another name"):
+        Slide.open(server.series_url(truth.study_uid, truth.series_uid), verify=str(file))
+
+
+def test_a_loop_that_is_left_leaves_no_noise_in_the_cache(
+    tmp_path: Path, secure: ssl.SSLContext, certificate: Path
+) -> None:
+    """Pixels that are not compressed, each frame an answer: nothing else would tell that they are none."""
+    truth = make_slide(tmp_path, **{**KINDS["rgb"], "sizes": ((2048, 1536),), "tile_size": (512, 512)})
+    boxes = [(x, y, 512, 512) for y in range(0, 1536, 512) for x in range(0, 2048, 512)]
+    one_by_one = replace(GOOD, single_part=True)
+    with DICOMwebServer(truth.folder, personality=one_by_one, tls=secure) as server:
+        where = server.series_url(truth.study_uid, truth.series_uid)
+        for _ in range(12):
+            with Slide.open(where, verify=str(certificate), options=ReadOptions(tile_cache_bytes=0)) as slide:
+                for _region in slide.read_regions(0, boxes):
+                    break
+                for box in boxes:
+                    np.testing.assert_array_equal(slide.read_region(0, *box), truth.truth(0, *box))
