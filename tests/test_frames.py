@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiweb.errors import MetadataError
-from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, Tiles, TileTable
+from wsiweb.frames import Concatenation, FullTileIndex, GridTileIndex, TileIndex, Tiles, TileTable, sparse_index
 from wsiweb.geometry import Rectangle
 
 Row = tuple[int, int, int, int]
@@ -83,7 +83,7 @@ def test_sparse_finds_the_tiles_of_a_region(case: Case, data: st.DataObject) -> 
     corners = data.draw(st.lists(places, min_size=1, max_size=25))
     corners += data.draw(st.lists(st.sampled_from(corners), max_size=4))
     last = {corner: n for n, corner in enumerate(corners)}
-    index = SparseTileIndex(table(corners), case.tile, case.level[0])
+    index = sparse_index(table(corners), case.tile, case.level[0])
     expected = [(0, n, x, y) for n, (x, y) in enumerate(corners) if last[x, y] == n and case.touches(x, y)]
     assert rows_of(index.tiles_in(case.region), case.tile) == expected
     tile_w, tile_h = case.tile
@@ -92,12 +92,28 @@ def test_sparse_finds_the_tiles_of_a_region(case: Case, data: st.DataObject) -> 
     assert index.overlapping or not overlapping
 
 
+@given(cases(), st.tuples(st.integers(-9, 9), st.integers(-9, 9)), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_grid_finds_the_tiles_of_a_region(case: Case, origin: tuple[int, int], data: st.DataObject) -> None:
+    """Wherever it begins, with holes, in any order of frames."""
+    across, down = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
+    everywhere = [
+        (origin[0] + column * case.tile[0], origin[1] + row * case.tile[1])
+        for column in range(across) for row in range(down)
+    ]  # fmt: skip
+    corners = data.draw(st.lists(st.sampled_from(everywhere), min_size=max(len(everywhere) // 8, 1), unique=True))
+    index = sparse_index(table(corners), case.tile, case.level[0])
+    assert isinstance(index, GridTileIndex)
+    expected = [(0, n, x, y) for n, (x, y) in enumerate(corners) if case.touches(x, y)]
+    assert rows_of(index.tiles_in(case.region), case.tile) == expected
+
+
 @pytest.mark.parametrize("origin", [(0, 0), (-3, 5)])
 def test_a_sparse_grid_does_not_overlap(origin: tuple[int, int]) -> None:
     """It may be drawn as tiles come."""
     corners = [(origin[0] + 8 * column, origin[1] + 6 * row) for column in (3, 0, 1) for row in (2, 0)]
-    assert not SparseTileIndex(table(corners), (8, 6), 40).overlapping
-    assert SparseTileIndex(table([*corners, (1, 0)]), (8, 6), 40).overlapping
+    assert not sparse_index(table(corners), (8, 6), 40).overlapping
+    assert sparse_index(table([*corners, (1, 0)]), (8, 6), 40).overlapping
 
 
 @pytest.mark.parametrize("far", [(2**24 - 256, 0), (2**24 - 1, 2**40), (0, 2**40), (2**40, 2**40)])
@@ -106,7 +122,7 @@ def test_a_frame_at_the_end_of_the_world_hides_none(far: tuple[int, int]) -> Non
     xs, ys = (np.array([0, end, 0], np.int64) for end in far)
     xs[2] = 512
     tiles = TileTable(np.zeros(3, np.int64), np.arange(3), xs, ys)
-    index = SparseTileIndex(tiles, (256, 256), 1024)
+    index = sparse_index(tiles, (256, 256), 1024)
     assert index.tiles_in(Rectangle(0, 0, 256, 256))[0] == [(0, 0)]
     assert index.tiles_in(Rectangle(512, 0, 256, 256))[0] == [(0, 2)]
 

@@ -54,6 +54,10 @@ class TileTable:
         return TileTable(*(np.concatenate([getattr(table, name) for table in tables]) for name in names))
 
 
+_EMPTY_PLACES = 16
+"""For each frame of a grid that is looked up as one, at most."""
+
+
 class TileIndex(Protocol):
     """Finds the tiles of one level, optical path and focal plane."""
 
@@ -138,8 +142,49 @@ class FullTileIndex:
         return keys, boxes
 
 
+def sparse_index(tiles: TileTable, tile_size: tuple[int, int], level_width: int) -> TileIndex:
+    """Index frames of which each has a position of its own (TILED_SPARSE, PS3.3 C.7.6.17.3), in rising order."""
+    tiles = _without_covered(tiles)
+    width, height = tile_size
+    if len(tiles) == 0 or ((tiles.x - tiles.x[:1]) % width).any() or ((tiles.y - tiles.y[:1]) % height).any():
+        return SparseTileIndex(tiles, tile_size, level_width)
+    origin = int(tiles.x.min()), int(tiles.y.min())
+    columns, rows = (tiles.x - origin[0]) // width, (tiles.y - origin[1]) // height
+    across, down = int(columns.max()) + 1, int(rows.max()) + 1
+    if across * down > _EMPTY_PLACES * len(tiles):
+        return SparseTileIndex(tiles, tile_size, level_width, overlapping=False)
+    grid = np.full((down, across), -1)
+    grid[rows, columns] = np.arange(len(tiles))
+    return GridTileIndex(tiles, tile_size, origin, grid)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridTileIndex:
+    """TILED_SPARSE on a grid that is not mostly empty: looked up there."""
+
+    tiles: TileTable
+    tile_size: tuple[int, int]
+    origin: tuple[int, int]
+    """(x, y) of the grid in the level."""
+    grid: npt.NDArray[np.intp]
+    """Which of the tiles lies there, by row and column; -1 where none does."""
+    overlapping: bool = False
+    gapless: bool = False
+
+    def tiles_in(self, region: Rectangle) -> Tiles:
+        """Return the tiles that share a pixel with ``region``, which lies within the level."""
+        (width, height), (x, y) = self.tile_size, self.origin
+        columns = slice(max((region.x - x) // width, 0), max((region.right - 1 - x) // width + 1, 0))
+        rows = slice(max((region.y - y) // height, 0), max((region.bottom - 1 - y) // height + 1, 0))
+        found = self.grid[rows, columns].ravel()
+        tiles = _rows(self.tiles, np.sort(found[found >= 0]))
+        keys = zip(tiles.instance_index.tolist(), tiles.frame_index.tolist(), strict=True)
+        boxes = zip(tiles.x.tolist(), tiles.y.tolist(), repeat(width), repeat(height))
+        return list(keys), list(boxes)
+
+
 class SparseTileIndex:
-    """TILED_SPARSE: every frame has a position of its own, on a grid or off it (PS3.3 C.7.6.17.3).
+    """TILED_SPARSE off any grid, or with little on it.
 
     Frames are sorted into buckets of one tile's size by their top left corner. A region then needs the buckets
     that it touches and one more to the left and above, a run of sorted keys for each row of buckets.
@@ -148,22 +193,19 @@ class SparseTileIndex:
     __slots__ = ("_buckets_across", "_key", "_rank", "_tiles", "overlapping", "tile_height", "tile_width")
     gapless = False
 
-    def __init__(self, tiles: TileTable, tile_size: tuple[int, int], level_width: int) -> None:
-        """Index ``tiles``, in rising frame order."""
+    def __init__(
+        self, tiles: TileTable, tile_size: tuple[int, int], level_width: int, *, overlapping: bool = True
+    ) -> None:
+        """Index ``tiles``, in rising frame order, no two at one place."""
         self.tile_width, self.tile_height = tile_size
         # One more bucket on each side, for tiles that begin left of the level or end right of it.
         self._buckets_across = level_width // self.tile_width + 3
-        tiles = _without_covered(tiles)
         key = self._bucket_key(tiles.x // self.tile_width, tiles.y // self.tile_height)
         order = np.argsort(key, kind="stable")
         self._key = key[order]
         self._rank = order  # the place in drawing order
         self._tiles = _rows(tiles, order)
-        on_grid = (
-            not ((tiles.x - tiles.x[:1]) % self.tile_width).any()
-            and not ((tiles.y - tiles.y[:1]) % self.tile_height).any()
-        )
-        self.overlapping = not on_grid
+        self.overlapping = overlapping
 
     def _bucket_key(self, column: Integers, row: Integers) -> Integers:
         return row * self._buckets_across + np.clip(column + 1, 0, self._buckets_across - 1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsiweb.colour import cielab_to_srgb
 from wsiweb.errors import MetadataError
-from wsiweb.frames import Concatenation, FullTileIndex, SparseTileIndex, TileIndex, TileTable
+from wsiweb.frames import Concatenation, FullTileIndex, TileIndex, TileTable, sparse_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -210,9 +210,7 @@ def _sparse_channels(parts: Sequence[Instance], members: Sequence[int]) -> dict[
                 )
             )
     size = lead.pixels.columns, lead.pixels.rows
-    return {
-        key: SparseTileIndex(TileTable.concatenate(tables), size, lead.matrix_width) for key, tables in rows.items()
-    }
+    return {key: sparse_index(TileTable.concatenate(tables), size, lead.matrix_width) for key, tables in rows.items()}
 
 
 def plane_key(plane_um: float) -> float:

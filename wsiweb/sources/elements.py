@@ -40,6 +40,8 @@ _VRS = {vr.encode(): vr for vr in (*_NUMBERS, "DS", "IS", "CS", "LO", "SH", "LT"
 """In which such values are understood, whichever they should have."""
 _NAMES = {tag: f"{tag:08X}" for tag in (*_SEQUENCES, *_VALUES)}
 _MAX_DEPTH = 16
+_SHORT_BYTES, _MANY_VALUES = 64, 1 << 16
+"""Of a value that is remembered, and of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class _Walker:
         self._short = struct.Struct(f"{order}H")
         self._long = struct.Struct(f"{order}I")
         self._order = order
+        self._known: dict[tuple[str, bytes], dict[str, Any]] = {}
         # For sequences of unknown VR (PS3.5 6.2.2).
         self._unknown = None if implicit else _Walker(data, implicit=True, big_endian=False, decode=decode)
 
@@ -214,17 +217,21 @@ class _Walker:
         return vr
 
     def _value(self, vr: str, position: int, length: int) -> dict[str, Any]:
-        values: list[Any]
-        if (code := _NUMBERS.get(vr)) is not None:
-            count = length // struct.calcsize(code)
-            values = list(struct.unpack_from(f"{self._order}{count}{code}", self._data, position))
-        else:
-            text = self._data[position : position + length]
-            number = vr in ("DS", "IS")
-            values = (_latin_1(text) if number else self._decode(text)).strip(" \0").split("\\")
-            if number:
-                values = [_number(value) for value in values]
-        return {"vr": vr, "Value": values}
+        """Return an element; frames say the same again and again, which is read, and held, once."""
+        data: bytes = self._data[position : position + length]
+        known = self._known.get((vr, data))
+        if known is None:
+            known = {"vr": vr, "Value": self._values(vr, data, length)}
+            if length <= _SHORT_BYTES and len(self._known) < _MANY_VALUES:
+                self._known[vr, data] = known
+        return known
+
+    def _values(self, vr: str, data: bytes, length: int) -> list[Any]:
+        if (code := _NUMBERS.get(vr)) is not None:  # whose count is that of the length, however much there is
+            return list(struct.unpack_from(f"{self._order}{length // struct.calcsize(code)}{code}", data))
+        if vr in ("DS", "IS"):
+            return [_number(value) for value in _latin_1(data).strip(" \0").split("\\")]
+        return list(self._decode(data).strip(" \0").split("\\"))
 
 
 def _check_delimited(length: int) -> None:
