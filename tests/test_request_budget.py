@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +14,7 @@ from dicomweb_server import DICOMwebServer
 from faults import slowed
 from synthetic import srgb_profile
 
-from wsiweb import ReadOptions, RegionError, Slide
+from wsiweb import ReadOptions, RegionError, Slide, reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,3 +224,28 @@ def test_the_icc_profile_and_the_label_are_fetched_once(open_web: Opener, synthe
     assert server.count("bulk") == 1
     assert slide.associated_images["label"].shape == (60, 90, 3)
     assert server.count("frames") == 1
+
+
+def test_many_slides_hold_no_more_than_a_few(
+    server: DICOMwebServer, big: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a budget of its own, and training has hundreds of slides: those that are not being read let go."""
+    monkeypatch.setattr(reader, "_ALL", weakref.WeakSet())  # without the slides of other tests
+    region, n_bytes = (0, 0, 0, 2048, 2048), 2048**2
+    options = ReadOptions(tile_cache_bytes=n_bytes + (1 << 20), frame_cache_bytes=0)
+    where = server.series_url(big.study_uid, big.series_uid)
+    with ExitStack() as stack:
+        slides = [stack.enter_context(Slide.open(where, options=options)) for _ in range(9)]
+        iteration = slides[0].read_regions(0, [(0, 0, 300, 300), (2048, 2048, 300, 300)])
+        next(iteration)
+        for slide in slides:
+            np.testing.assert_array_equal(slide.read_region(*region), big.truth(*region))
+        held = [slide._reader.cached_bytes for slide in slides]
+        assert held[0] >= n_bytes  # it is being read
+        assert 3 * n_bytes <= sum(held) <= 6 * n_bytes
+        before = slides[-1].stats.requests, slides[1].stats.requests
+        for slide in (slides[-1], slides[1]):
+            np.testing.assert_array_equal(slide.read_region(*region), big.truth(*region))
+        assert slides[-1].stats.requests == before[0]  # it was read last
+        assert slides[1].stats.requests > before[1]
+        np.testing.assert_array_equal(next(iteration), big.truth(0, 2048, 2048, 300, 300))

@@ -59,6 +59,11 @@ class ByteCache(Generic[Key, Value]):
         with self._lock:
             self._cache.clear()
 
+    @property
+    def n_bytes(self) -> int:
+        """Of what is kept."""
+        return int(self._cache.currsize)
+
 
 class Keep(enum.Enum):
     """What becomes of a value once those who wait for it have it."""
@@ -152,6 +157,11 @@ class TrialCache(Generic[Key, Value]):
         """Have again what was lent; as ``lend``."""
         with self._lending:
             self._lent_bytes -= n_bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all values."""
+        return self._kept_bytes + self._on_trial_bytes
 
     def clear(self) -> None:
         """Let go of all values."""
@@ -248,6 +258,11 @@ class SingleFlightCache(Generic[Key, Value]):
             waiters = self._waiting.pop(key, [])
         for waiter in waiters:
             waiter.fail(key, error)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of what is kept."""
+        return self._values.n_bytes
 
     def clear(self) -> None:
         """Let go of what is kept; what is waited for will still come."""

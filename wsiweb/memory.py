@@ -142,14 +142,18 @@ class ArrayPool:
         self._most_idle_bytes = 0
         self.collect()
 
-    def collect(self) -> None:
+    def trim(self) -> None:
+        """Let go of all slabs that are without arrays; others may be kept from now on."""
+        self.collect(most_idle_bytes=0)
+
+    def collect(self, *, most_idle_bytes: int | None = None) -> None:
         """Take back what was let go, unless somebody is about to: this thread, perhaps, for arrays go anywhere."""
         if self._owner == threading.get_ident():
             return
         try:
             if self._lock.acquire(blocking=False):
                 self._owner = threading.get_ident()
-                self._collect()
+                self._collect(most_idle_bytes)
                 self._owner = 0
         finally:
             try:  # noqa: SIM105  (at once, whatever a Ctrl-C has cut short)
@@ -157,8 +161,9 @@ class ArrayPool:
             except RuntimeError:  # another thread has it
                 pass
 
-    def _collect(self) -> None:
+    def _collect(self, most_idle_bytes: int | None = None) -> None:
         """Take back what was let go; to be called under the lock."""
+        most_idle_bytes = self._most_idle_bytes if most_idle_bytes is None else most_idle_bytes
         while self._returned:
             loan = self._returned.popleft()
             self._lent.discard(loan)
@@ -169,7 +174,7 @@ class ArrayPool:
             if len(slab.free) == slab.places:
                 self._idle[slab] = None
                 self._idle_bytes += slab.bytes
-        while self._idle_bytes > self._most_idle_bytes:
+        while self._idle_bytes > most_idle_bytes:
             slab = next(iter(self._idle))
             self._wake(slab)
             self._slabs[slab.kind].remove(slab)

@@ -57,6 +57,8 @@ _DECODED_A_LOT = 8
 """That one thread puts into their places at a time."""
 _LOTS_A_THREAD = 8
 """Into which a batch is divided at the least, so that no thread is left with more than its share."""
+_FULL_READERS = 4
+"""So many may have filled their caches; if all of a process hold more than that, those at rest let go of theirs."""
 
 
 class ClosedError(WsiWebError):
@@ -121,12 +123,24 @@ class Reader:
         self._frame_seconds = _LOT_SECONDS / _LOT_FRAMES  # that the last frames took to decode
         self._early = Allowance(_EARLY_BYTES)
         self._ranks = itertools.count()
+        self._used_seconds = 0.0  # when a read began last
         _ALL.add(self)
 
     def stop(self) -> None:
         """Stop all reads that are under way, in whatever thread; others may follow."""
         for errand in tuple(self._active):
             errand.cancellation.cancel()
+
+    def rest(self) -> None:
+        """Let go of what is kept in memory, until it is read again."""
+        self.tiles.clear()
+        self._frames.clear()
+        self.memory.trim()
+
+    @property
+    def cached_bytes(self) -> int:
+        """Of the tiles and frames that are kept."""
+        return self.tiles.n_bytes + self._frames.n_bytes
 
     def close(self) -> None:
         """Stop all reads, and release threads, sockets, files and memory."""
@@ -194,6 +208,9 @@ class Reader:
         with self._lock:
             self.check_open()
             self._active.add(errand)
+        self._used_seconds = time.monotonic()
+        if len(_ALL) > _FULL_READERS:
+            _make_room()
         return errand
 
     def end(self, errand: Errand) -> None:
@@ -388,6 +405,23 @@ def _stop() -> None:
     for reader in alive(_ALL):
         if reader.process_id == os.getpid():
             reader.stop()
+
+
+def _make_room() -> None:
+    """Have readers at rest let go of their caches, those first that were used least recently.
+
+    Each has a budget of its own, and whoever trains on hundreds of slides has hundreds of readers.
+    """
+    readers = [reader for reader in alive(_ALL) if reader.process_id == os.getpid()]  # others' locks may be held
+    budgets = sorted(reader.options.tile_cache_bytes + reader.options.frame_cache_bytes for reader in readers)
+    budget_bytes = sum(budgets[-_FULL_READERS:])
+    held_bytes = sum(reader.cached_bytes for reader in readers)
+    if held_bytes <= budget_bytes:
+        return
+    for reader in sorted(readers, key=lambda reader: reader._used_seconds):  # noqa: SLF001
+        if held_bytes > budget_bytes and not reader._active:  # noqa: SLF001
+            held_bytes -= reader.cached_bytes
+            reader.rest()
 
 
 def _located(error: WsiWebError, instance: Instance, frame_index: int) -> WsiWebError:
