@@ -107,7 +107,7 @@ THREAD_MAKERS = frozenset(
 FOREIGN = {
     "sqlite3": ("sources.database",),
     "requests": ("opening", "sources.client", "sources.failures", "sources.http", "sources.sessions"),
-    "urllib3": ("sources.client", "sources.failures", "sources.http", "sources.sessions"),
+    "urllib3": ("sources.client", "sources.failures", "sources.http", "sources.sessions", "sources.wire"),
     "dicomweb_client": ("opening",),
     "imagecodecs": ("decoders", "demo.pyramid"),
     "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsiweb import Level, RegionError, Slide
+from wsiweb import Level, ReadOptions, RegionError, Slide
 
 if TYPE_CHECKING:
     from conftest import Opener, SlideMaker
@@ -22,7 +22,7 @@ INDICES = st.one_of(
         slice,
         st.none() | st.integers(-300, 300),
         st.none() | st.integers(-300, 300),
-        st.none() | st.integers(-40, 40).filter(bool),
+        st.none() | st.integers(-90, 90).filter(bool),
     ),
 )
 
@@ -104,6 +104,31 @@ def test_empty_slices_and_slices_cost_what_they_show(open_web: Opener, truth: Sy
     assert slide.stats.requests == requests
     level[0:40, 0:60]
     assert slide.stats.frames == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "frames"),
+    [
+        (slice(None, None, 144), slice(None), 4 * 11), (slice(500, 0, -144), slice(0, 100, 3), 4 * 2),
+        (slice(None, None, 144), slice(10, None, -192), 4), (slice(0, 96, 2), slice(None, None, 192), 2 * 4),
+    ],
+)  # fmt: skip
+def test_tiles_that_steps_leave_out_are_not_read(
+    open_web: Opener, truth: SyntheticSlide, rows: slice, columns: slice, frames: int
+) -> None:
+    """Of 11 x 11 tiles of 64 x 48; and those that are read are not held all at once."""
+    slide = open_web(truth)
+    expected = truth.truth(0, 0, 0, *truth.levels[0].size)[rows, columns]
+    np.testing.assert_array_equal(slide.levels[0][rows, columns], expected)
+    assert slide.stats.frames == frames
+
+
+def test_steps_do_not_make_a_result_that_is_too_large(truth: SyntheticSlide) -> None:
+    with Slide.open(truth.folder, options=ReadOptions(max_region_bytes=100_000)) as slide:
+        level = slide.levels[0]
+        assert level[::5, ::5].shape[0] == -(-level.height // 5)
+        with pytest.raises(RegionError, match="max_region_bytes"):
+            level[::2, ::2]
 
 
 def test_dask(open_web: Opener, truth: SyntheticSlide) -> None:

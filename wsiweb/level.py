@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ class SlideLevel(Level):
     """A level of an open slide; ``level[y0:y1, x0:x1]`` reads just that, of the default optical path and focal plane.
 
     Axes are (rows, columns, samples), as in all arrays here. Integers, and slices with steps, are taken as numpy
-    takes them; an empty slice costs no request. For its attributes see ``wsiweb.Level``.
+    takes them; an empty slice costs no request, and tiles that steps leave out none, either. For its attributes see
+    ``wsiweb.Level``.
     """
 
     slide: Slide = field(compare=False, repr=False, kw_only=True)
@@ -53,16 +55,34 @@ class SlideLevel(Level):
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         axes = _axes(key, self.shape)
-        spans = [_span(one, extent) for one, extent in zip(axes, self.shape, strict=True)]
-        (top, h), (left, w) = spans[:2]
-        if not all(length for _, length in spans):
-            pixels = np.empty((h, w, *self.shape[2:]), self.dtype)
+        rows, columns, *rest = (_places(one, extent) for one, extent in zip(axes, self.shape, strict=True))
+        if not (rows and columns and all(rest)):
+            pixels = np.empty((len(rows), len(columns), *self.shape[2:]), self.dtype)
         else:
-            pixels = self.slide.read_region(self.index, left, top, w, h)
-        within = [_within(one, start) for one, (start, _) in zip(axes[:2], spans[:2], strict=True)]
+            pixels = self._read(_rising(rows), _rising(columns))
+        turned = [slice(None, None, -1 if places.step < 0 else 1) for places in (rows, columns)]
+        within = [0 if isinstance(one, int) else turn for one, turn in zip(axes[:2], turned, strict=True)]
         shown = pixels[(*within, *axes[2:])]
         all_of_it = shown.nbytes == pixels.nbytes and shown.flags.c_contiguous
         return shown if all_of_it else shown.copy()  # which keeps nothing else in memory
+
+    def _read(self, rows: range, columns: range) -> npt.NDArray[Any]:
+        """Read pixels, of which none is left out, or a few tiles at a time: what lies between is not held for long."""
+        tile_width, tile_height = self.tile_size
+        shape = len(rows), len(columns), *self.shape[2:]
+        too_large = math.prod(shape) * self.dtype.itemsize > self.slide.options.max_region_bytes
+        if rows.step == columns.step == 1 or too_large:  # which is refused
+            whole = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+            return self.slide.read_region(self.index, *whole)
+        down = _runs(rows, tile_height) if rows.step > 1 else [rows]
+        across = _runs(columns, tile_width) if columns.step > tile_width else [columns]
+        parts = [(some_rows, some_columns) for some_rows in down for some_columns in across]
+        regions = [(x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1) for y, x in parts]
+        found = np.empty(shape, self.dtype)
+        for (y, x), pixels in zip(parts, self.slide.read_regions(self.index, regions), strict=True):
+            top, left = rows.index(y[0]), columns.index(x[0])
+            found[top : top + len(y), left : left + len(x)] = pixels[:: rows.step, :: columns.step]
+        return found
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001
         """Read the whole level, where that is small.
@@ -138,18 +158,20 @@ def _place(key: Any) -> int:
     raise IndexError(f"Levels are indexed by integers and slices, not by {type(key).__name__}.")
 
 
-def _span(key: int | slice, extent: int) -> tuple[int, int]:
-    """Return where an index begins along an axis, and over how many pixels it reaches."""
-    if not isinstance(key, slice):
-        return key, 1
-    places = range(extent)[key]
-    if not places:
-        return 0, 0
-    return min(places[0], places[-1]), abs(places[-1] - places[0]) + 1
+def _places(key: int | slice, extent: int) -> range:
+    """Return the places along an axis that an index names."""
+    return range(extent)[key] if isinstance(key, slice) else range(key, key + 1)
 
 
-def _within(key: int | slice, start: int) -> int | slice:
-    """Return the index within what was read."""
-    if not isinstance(key, slice):
-        return key - start
-    return slice(None, None, key.step)
+def _rising(places: range) -> range:
+    return places if places.step > 0 else places[::-1]
+
+
+def _runs(places: range, tile_side: int) -> list[range]:
+    """Divide places along an axis into those that are in the same tile."""
+    runs = []
+    while places:
+        to_the_end = -(places[0] % tile_side - tile_side)
+        runs.append(places[: -(-to_the_end // places.step)])
+        places = places[len(runs[-1]) :]
+    return runs
