@@ -401,6 +401,8 @@ def _finish_monochrome(image: Pixels, pixels: PixelFormat) -> Pixels:
     if pixels.signed:  # shifted up, so that larger stays brighter: the lowest value becomes 0
         mask, sign = (1 << pixels.bits_stored) - 1, 1 << (pixels.bits_stored - 1)
         image = (image.astype(np.int32) & mask) ^ sign
+    image = image.astype(pixels.dtype, copy=False)
     if pixels.photometric == "MONOCHROME1":
-        image = np.maximum((1 << pixels.bits_stored) - 1 - image.astype(np.int32), 0)
-    return image.astype(pixels.dtype, copy=False)
+        white = pixels.dtype.type((1 << pixels.bits_stored) - 1)
+        image = white - np.minimum(image, white)
+    return image
