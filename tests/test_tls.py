@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ import requests
 from dicomweb_server import DICOMwebServer
 from kinds import KINDS
 from personalities import GOOD
+from requests.adapters import BaseAdapter, HTTPAdapter
 from synthetic import make_slide
 
-from wsiweb import AuthenticationError, ReadOptions, Slide, SourceError
+from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError
 from wsiweb.sources import wire
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import Service
@@ -82,9 +84,11 @@ def listening(context: ssl.SSLContext | None, answer: Callable[[socket.socket, i
         listener.close()
 
 
-def service_of(listener: Listener, certificate: Path) -> Service:
+def service_of(listener: Listener, certificate: Path, *, adapter: BaseAdapter | None = None) -> Service:
     session = requests.Session()
     session.verify = str(certificate)
+    if adapter is not None:
+        session.mount("https://", adapter)
     return Service(
         listener.url, session, qido_url_prefix=None, wado_url_prefix=None, connections=2, timeout_seconds=10
     )  # fmt: skip
@@ -93,10 +97,6 @@ def service_of(listener: Listener, certificate: Path) -> Service:
 def body_of(service: Service, cancellation: Cancellation | None = None) -> bytes:
     with service.get(service.base_url + "/x", "*/*", cancellation=cancellation) as answer:
         return b"".join(answer.chunks)
-
-
-def nothing(_socket: socket.socket, _number: int) -> None:
-    pytest.fail("Nothing can be asked.")
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -141,6 +141,39 @@ def test_who_comes_too_late_cuts_nothing_off(secure: ssl.SSLContext, certificate
         assert (listener.connections, listener.requests) == (1, 2)
 
 
+class Throttle(BaseAdapter):
+    """An adapter around another, as users write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = HTTPAdapter()
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        return self.inner.send(*args, **kwargs)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_connections_of_the_users_own_kind_are_cut_off_too(secure: ssl.SSLContext, certificate: Path) -> None:
+    """And what was read of them is no ciphertext."""
+
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        secure_socket.sendall(HEAD % (len(PLAIN) + 1) + PLAIN)  # and waits
+
+    body: list[bytes] = []
+
+    def read_and_cut(service: Service) -> None:
+        cancellation = Cancellation()
+        with service.get(service.base_url + "/x", "*/*", cancellation=cancellation) as got:
+            threading.Timer(0.2, cancellation.cancel).start()
+            body.extend(got.chunks)
+
+    with listening(secure, answer) as listener, pytest.raises(ProtocolError):  # and not the timeout
+        read_and_cut(service_of(listener, certificate, adapter=Throttle()))
+    assert PLAIN.startswith(b"".join(body))
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_what_comes_unasked_is_no_answer(secure: ssl.SSLContext, certificate: Path, chunked: bool) -> None:
     """Two answers in one record, the first as long as what is read at once: TLS holds the second, and no socket."""
@@ -174,10 +207,24 @@ def test_connections_that_were_idle_for_long_are_left(
         assert listener.connections == 2
 
 
+def test_who_answers_slowly_is_not_idle(
+    secure: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        time.sleep(1.2)
+        secure_socket.sendall(HEAD % 2 + b"ok")
+
+    monkeypatch.setattr(wire, "IDLE_SECONDS", 1)
+    with listening(secure, answer) as listener:
+        service = service_of(listener, certificate)
+        assert [body_of(service) for _ in range(2)] == [b"ok"] * 2
+        assert listener.connections == 1
+
+
 def test_who_never_answers_the_handshake_is_not_asked_again(synthetic: SlideMaker) -> None:
     """As who cannot be reached: the port may speak plain http, and wait for a request."""
     truth = synthetic("rgb")
-    with listening(None, nothing) as listener:
+    with listening(None, lambda _socket, _number: None) as listener:
         where = f"{listener.url}/studies/{truth.study_uid}/series/{truth.series_uid}"
         with pytest.raises(UnreachableError, match="handshake"):
             Slide.open(where, options=ReadOptions(timeout_seconds=0.2))

@@ -74,7 +74,7 @@ class SlideLevel(Level):
         if rows.step == columns.step == 1 or too_large:  # which is refused
             whole = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
             return self.slide.read_region(self.index, *whole)
-        down = _runs(rows, tile_height) if rows.step > 1 else [rows]
+        down = [rows] if rows.step == 1 and columns.step > tile_width else _runs(rows, tile_height)
         across = _runs(columns, tile_width) if columns.step > tile_width else [columns]
         parts = [(some_rows, some_columns) for some_rows in down for some_columns in across]
         regions = [(x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1) for y, x in parts]

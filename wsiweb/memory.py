@@ -142,6 +142,11 @@ class ArrayPool:
         self._most_idle_bytes = 0
         self.collect()
 
+    @property
+    def idle_bytes(self) -> int:
+        """Of the slabs that are without arrays."""
+        return self._idle_bytes
+
     def trim(self) -> None:
         """Let go of all slabs that are without arrays; others may be kept from now on."""
         self.collect(most_idle_bytes=0)

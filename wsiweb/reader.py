@@ -22,7 +22,7 @@ from wsiweb.cache import AbandonedError, ByteCache, Keep, SingleFlightCache
 from wsiweb.codecs import FrameDecoder, TruncatedFrameError
 from wsiweb.errors import DecodeError, ProtocolError, SourceError, SourceTimeoutError, UnsupportedError, WsiWebError
 from wsiweb.guesses import Allowance, Guesses
-from wsiweb.memory import ArrayPool
+from wsiweb.memory import IDLE_BYTES, ArrayPool
 from wsiweb.sources.base import MODERATE_CONNECTIONS, Advice, Cancellation, EncodedFrame
 from wsiweb.workers import Workers, alive
 
@@ -59,6 +59,8 @@ _LOTS_A_THREAD = 8
 """Into which a batch is divided at the least, so that no thread is left with more than its share."""
 _FULL_READERS = 4
 """So many may have filled their caches; if all of a process hold more than that, those at rest let go of theirs."""
+_LOOK_SECONDS = 0.05
+"""After which it is looked how much that is: of hundreds of readers, that takes as long as a small read."""
 
 
 class ClosedError(WsiWebError):
@@ -139,8 +141,13 @@ class Reader:
 
     @property
     def cached_bytes(self) -> int:
-        """Of the tiles and frames that are kept."""
-        return self.tiles.n_bytes + self._frames.n_bytes
+        """Of the tiles and frames that are kept, and of memory for others."""
+        return self.tiles.n_bytes + self._frames.n_bytes + self.memory.idle_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """Of what ``cached_bytes`` says."""
+        return self.options.tile_cache_bytes + self.options.frame_cache_bytes + IDLE_BYTES
 
     def close(self) -> None:
         """Stop all reads, and release threads, sockets, files and memory."""
@@ -209,8 +216,7 @@ class Reader:
             self.check_open()
             self._active.add(errand)
         self._used_seconds = time.monotonic()
-        if len(_ALL) > _FULL_READERS:
-            _make_room()
+        _make_room(self._used_seconds)
         return errand
 
     def end(self, errand: Errand) -> None:
@@ -407,20 +413,27 @@ def _stop() -> None:
             reader.stop()
 
 
-def _make_room() -> None:
+_looked_seconds = 0.0
+
+
+def _make_room(now: float) -> None:
     """Have readers at rest let go of their caches, those first that were used least recently.
 
     Each has a budget of its own, and whoever trains on hundreds of slides has hundreds of readers.
     """
-    readers = [reader for reader in alive(_ALL) if reader.process_id == os.getpid()]  # others' locks may be held
-    budgets = sorted(reader.options.tile_cache_bytes + reader.options.frame_cache_bytes for reader in readers)
-    budget_bytes = sum(budgets[-_FULL_READERS:])
-    held_bytes = sum(reader.cached_bytes for reader in readers)
-    if held_bytes <= budget_bytes:
+    global _looked_seconds  # noqa: PLW0603
+    if len(_ALL) <= _FULL_READERS or now - _looked_seconds < _LOOK_SECONDS:
+        return
+    _looked_seconds = now
+    process_id = os.getpid()  # the locks of others may be held for ever
+    readers = [reader for reader in alive(_ALL) if reader.process_id == process_id and not reader.closed]
+    excess_bytes = sum(reader.cached_bytes for reader in readers)
+    excess_bytes -= sum(sorted(reader.budget_bytes for reader in readers)[-_FULL_READERS:])
+    if excess_bytes <= 0:
         return
     for reader in sorted(readers, key=lambda reader: reader._used_seconds):  # noqa: SLF001
-        if held_bytes > budget_bytes and not reader._active:  # noqa: SLF001
-            held_bytes -= reader.cached_bytes
+        if excess_bytes > 0 and not reader._active:  # noqa: SLF001
+            excess_bytes -= reader.cached_bytes
             reader.rest()
 
 

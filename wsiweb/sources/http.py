@@ -169,6 +169,8 @@ class Service:
             with wire:
                 response = self._send(url, accept, parameters, deadline)
             stack.callback(response.close)
+            if cancellation is not None and not wire.is_bound:
+                stack.callback(cancellation.on_cancel(functools.partial(_shut_down, response, wire)))
             self.reached = True
             yield Answer(
                 status=response.status_code,
@@ -181,7 +183,7 @@ class Service:
 
     def _chunks(self, response: requests.Response, wire: Wire) -> Iterator[bytes]:
         encoded = "Content-Encoding" in response.headers  # urllib3 copies what it might have to decode
-        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=encoded):
+        while (chunk := response.raw.read1(CHUNK_BYTES, decode_content=encoded)) and not wire.is_cut:
             self.stats.add(bytes=len(chunk))
             yield chunk
         if wire.is_cut:  # else it would pass for the end of a body that has no length
@@ -300,6 +302,13 @@ class Service:
 
 def _below(root: str, prefix: str | None) -> str:
     return f"{root}/{prefix.strip('/')}" if prefix else root
+
+
+def _shut_down(response: requests.Response, wire: Wire) -> None:
+    """Wake a thread that waits for the body of a connection that is none of ours."""
+    wire.cut()  # first: over TLS, what is read from now on is encrypted
+    with contextlib.suppress(Exception):
+        response.raw.shutdown()
 
 
 def same_origin(first: str, second: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.client
 import io
+import math
 import socket
 import threading
 import time
@@ -76,6 +77,7 @@ class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._wire: Wire | None = getattr(_waiting, "wire", None)
+        self.ended_seconds = math.inf
         if self._wire is not None and self._wire.deadline is not None:
             self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock, self._wire.deadline))
 
@@ -95,6 +97,7 @@ class _BoundedResponse(http.client.HTTPResponse):
         if {coding.strip() for coding in codings} - {"", "chunked" if self.chunked else "identity"}:
             raise http.client.BadStatusLine("a transfer coding that nobody asked for")
 
+        self.chunked = self.chunked and self.length != 0  # which a 204 has, whatever it says of itself
         self._chunks = ChunkedDecoder()
 
     def read1(self, n: int = -1) -> bytes:
@@ -106,13 +109,14 @@ class _BoundedResponse(http.client.HTTPResponse):
             try:
                 body = self._chunks.feed(self.fp.read1(n))
             except ValueError as error:
-                raise http.client.IncompleteRead(b"") from error
+                raise http.client.HTTPException(str(error)) from error
         if self._chunks.finished:
             self.close()  # the answer, so that the connection is used again
         return body
 
     def _close_conn(self) -> None:
         """Leave the connection, whose next answer is another's."""
+        self.ended_seconds = time.monotonic()
         if self._wire is not None:
             self._wire.hold(None)
         base: Any = super()
@@ -138,7 +142,9 @@ class Wire:
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self.is_cut = False
-        self._lock = threading.Lock()
+        self.is_bound = False
+        """Whether it has been told of a socket: it is not where the user's session has connections of its own kind."""
+        self._lock = threading.RLock()  # an answer may be collected, and leave its connection, anywhere
         self._socket: Any = None
 
     def __enter__(self) -> Self:
@@ -158,14 +164,16 @@ class Wire:
         """Note on which socket it waits; None for none."""
         with self._lock:
             self._socket = getattr(socket_, "socket", socket_)  # below TLS within TLS, as to proxies
+            self.is_bound = self.is_bound or socket_ is not None
             if self.is_cut:
                 self._shut_down()
 
     def _shut_down(self) -> None:
         """End the connection below TLS: ``SSLSocket.shutdown`` takes that off, and who reads gets what is encrypted."""
-        if isinstance(self._socket, socket.socket):
+        held = self._socket
+        if isinstance(held, socket.socket):
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(held, socket.SHUT_RDWR)
 
 
 _waiting = threading.local()
@@ -175,35 +183,41 @@ class _StoppableConnection:
     """Tells the ``Wire`` of its thread on which socket it waits."""
 
     sock: Any
-    _used_seconds = 0.0
+    _tunnel_host: str | None
+    _answer: Any = None
 
     def connect(self) -> None:
         base: Any = super()
+        wire: Wire | None = getattr(_waiting, "wire", None)
         try:
             base.connect()
         except TimeoutError as error:  # not of the connection, which urllib3 has translated, but of what comes next
+            late = wire is not None and wire.deadline is not None and time.monotonic() >= wire.deadline
+            if late or self._tunnel_host is not None:  # it may be the proxy that is silent
+                raise
             raise urllib3.exceptions.ConnectTimeoutError("nobody answered the handshake in time") from error
 
     @property
     def is_connected(self) -> bool:
         """Whether it can be used again; not where more has come than was asked for, if only as far as TLS."""
         base: Any = super()
-        idle_seconds = time.monotonic() - self._used_seconds
+        idle_seconds = time.monotonic() - getattr(self._answer, "ended_seconds", 0.0)
         pending = getattr(self.sock, "pending", None)
         return bool(base.is_connected) and idle_seconds < IDLE_SECONDS and not (pending is not None and pending())
 
     def getresponse(self) -> Any:
-        self._used_seconds = time.monotonic()
         wire: Wire | None = getattr(_waiting, "wire", None)
+        if wire is not None:
+            wire.hold(self.sock)
         base: Any = super()
-        if wire is None:
-            return base.getresponse()
-        wire.hold(self.sock)
         try:
-            return base.getresponse()
+            response = base.getresponse()
         except BaseException:
-            wire.hold(None)
+            if wire is not None:
+                wire.hold(None)
             raise
+        self._answer = getattr(response, "_original_response", None)
+        return response
 
 
 @functools.cache  # to make a class takes longer than to make a connection
