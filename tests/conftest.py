@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import ssl
-import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +13,7 @@ import orthanc as orthanc_server
 import pytest
 from dicomweb_server import DICOMwebServer
 from kinds import KINDS
+from serving import self_signed
 from synthetic import SyntheticSlide, make_slide
 
 from wsiweb import Slide
@@ -128,17 +127,7 @@ def no_certificates_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a self-signed certificate with its key, for server and client alike."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    file = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-         "-keyout", str(file.with_suffix(".key")), "-out", str(file.with_suffix(".crt"))],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    file.write_text(file.with_suffix(".key").read_text() + file.with_suffix(".crt").read_text())
-    return file
+    return self_signed(tmp_path_factory.mktemp("tls"), "DNS:localhost,IP:127.0.0.1")
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import queue
+import shutil
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,6 +17,7 @@ from wsiweb import Slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from dicomweb_server import DICOMwebServer
     from personalities import Form
@@ -95,3 +98,18 @@ def settled() -> None:
         gc.collect()
         time.sleep(0.01)
     assert not threads()
+
+
+def self_signed(folder: Path, names: str) -> Path:
+    """Make a certificate for such names; return the file with its key, beside which one without it lies (``.crt``)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    file = folder / "both.pem"
+    key, certificate = file.with_suffix(".key"), file.with_suffix(".crt")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=wsiweb", "-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(key.read_text() + certificate.read_text())
+    return file

@@ -130,4 +130,5 @@ def test_many_small_chunks_are_one_read_and_the_connection_serves_again() -> Non
                 reads = list(iter(functools.partial(answer.raw.read1, 1 << 18), b""))
                 assert b"".join(reads) == b"x" * 5000
                 assert len(reads) <= 2  # what came with the head, and the rest
+        listener.shutdown(socket.SHUT_RDWR)  # which wakes who accepts
     assert len(connections) == 1

@@ -18,6 +18,7 @@ from dicomweb_server import DICOMwebServer
 from kinds import KINDS
 from personalities import GOOD
 from requests.adapters import BaseAdapter, HTTPAdapter
+from serving import self_signed
 from synthetic import make_slide
 
 from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError
@@ -70,6 +71,7 @@ class Listener:
             pass
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who accepts
         self._listener.close()
         for connection in self._open:
             connection.close()
@@ -263,14 +265,7 @@ def test_an_encrypted_key_asks_no_terminal(
 
 def test_a_certificate_for_another_name(synthetic: SlideMaker, tmp_path: Path) -> None:
     truth = synthetic("rgb")
-    file = tmp_path / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=elsewhere", "-addext", "subjectAltName=DNS:elsewhere.example",
-         "-keyout", str(file), "-out", str(file.with_suffix(".crt"))],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    file.write_text(file.read_text() + file.with_suffix(".crt").read_text())
+    file = self_signed(tmp_path, "DNS:elsewhere.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
     with DICOMwebServer(truth.folder, tls=context) as server, pytest.raises(SourceError, match="for another name"):

@@ -29,6 +29,8 @@ Box = tuple[int, int, int, int]
 """(x, y, width, height) of a tile, in pixels of the level."""
 Tiles = tuple[list[FrameKey], list[Box]]
 """Each frame and where it lies, in the order in which they are to be drawn."""
+_EMPTY_PLACES = 16
+"""For each frame of a grid that is looked up as one, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +54,6 @@ class TileTable:
         """Return all rows of all tables, in order."""
         names = ("instance_index", "frame_index", "x", "y")
         return TileTable(*(np.concatenate([getattr(table, name) for table in tables]) for name in names))
-
-
-_EMPTY_PLACES = 16
-"""For each frame of a grid that is looked up as one, at most."""
 
 
 class TileIndex(Protocol):

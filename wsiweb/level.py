@@ -67,7 +67,10 @@ class SlideLevel(Level):
         return shown if all_of_it else shown.copy()  # which keeps nothing else in memory
 
     def _read(self, rows: range, columns: range) -> npt.NDArray[Any]:
-        """Read pixels, of which none is left out, or a few tiles at a time: what lies between is not held for long."""
+        """Read where rows and columns cross: in one piece if no pixel lies between, else tile row by tile row.
+
+        What lies between is then not held for long, and not read where no tile of it is needed.
+        """
         tile_width, tile_height = self.tile_size
         shape = len(rows), len(columns), *self.shape[2:]
         too_large = math.prod(shape) * self.dtype.itemsize > self.slide.options.max_region_bytes

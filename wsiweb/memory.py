@@ -147,12 +147,11 @@ class ArrayPool:
         """Of the slabs that are without arrays."""
         return self._idle_bytes
 
-    def trim(self) -> None:
-        """Let go of all slabs that are without arrays; others may be kept from now on."""
-        self.collect(most_idle_bytes=0)
-
     def collect(self, *, most_idle_bytes: int | None = None) -> None:
-        """Take back what was let go, unless somebody is about to: this thread, perhaps, for arrays go anywhere."""
+        """Take back what was let go, unless somebody is about to: this thread, perhaps, for arrays go anywhere.
+
+        Of slabs without arrays no more than ``most_idle_bytes`` are kept, this time; None takes what is usual.
+        """
         if self._owner == threading.get_ident():
             return
         try:

@@ -137,7 +137,7 @@ class Reader:
         """Let go of what is kept in memory, until it is read again."""
         self.tiles.clear()
         self._frames.clear()
-        self.memory.trim()
+        self.memory.collect(most_idle_bytes=0)
 
     @property
     def cached_bytes(self) -> int:

@@ -392,8 +392,8 @@ class PatchPlan:
         if isinstance(self.layout, Points):
             state["layout"] = self.layout.only(self.index)
         state["index"] = packing.pack(self.index)
-        known = self.mask is not None or np.isnan(self.tissue).all()
-        state["tissue"] = None if known else packing.pack(self.tissue)
+        found_again = self.mask is not None or np.isnan(self.tissue).all()  # a mask tells how much tissue there is
+        state["tissue"] = None if found_again else packing.pack(self.tissue)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 _PROXY_SCHEMES = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
 _TLS_ADVICE = (
     ("WRONG_VERSION_NUMBER", "Does the port speak plain http? Then the URL begins with http://"),
-    (
-        "has expired|not yet valid",
-        "Have the certificate renewed, unless it is this machine's clock that is wrong",
-    ),
+    ("has expired|not yet valid", "Have the certificate renewed, unless it is this machine's clock that is wrong"),
     ("(Hostname|address) mismatch", "The certificate is for another name: is the address right?"),
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        "If the service has an authority of its own, pass verify= with its certificate",
-    ),
+    ("CERTIFICATE_VERIFY_FAILED", "If the service has an authority of its own, pass verify= with its certificate"),
     ("is encrypted", "Write the key of cert= without a password (openssl pkey -in FILE -out FILE)"),
     ("PEM|ASN1|KEY_VALUES|NO_START_LINE", "Are the files of verify= and cert= PEM files, that of cert= with its key?"),
     ("ALERT", "The service refuses: perhaps it wants a certificate (cert=), or another version of TLS"),

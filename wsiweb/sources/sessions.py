@@ -105,10 +105,9 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
         own.auth = copy.copy(own.auth)  # with a lock of its own
     own.headers = CaseInsensitiveDict(session.headers)
     own.proxies = dict(session.proxies)
-    if isinstance(
-        own.cert, (str, os.PathLike)
-    ):  # named as the key's file, too, urllib3 sees whether that is encrypted:
-        own.cert = os.fspath(own.cert), os.fspath(own.cert)  # OpenSSL would ask the terminal for the password
+    if isinstance(own.cert, (str, os.PathLike)):
+        # Of a file that is named for the key urllib3 sees whether it is encrypted; OpenSSL would ask the terminal.
+        own.cert = os.fspath(own.cert), os.fspath(own.cert)
     if session.trust_env:
         if _environment_says(url) or getattr(session.merge_environment_settings, "__func__", None) is not _MERGE:
             found = session.merge_environment_settings(url, {}, None, None, None)
