@@ -124,8 +124,12 @@ def test_profile_and_density_are_embedded(open_slide: Opener, tmp_path: Path, le
         np.testing.assert_array_equal(np.asarray(image), truth.truth(level, 0, 0, 50, 40))
 
 
-def test_without_profile_and_resolution(open_slide: Opener, synthetic: SlideMaker, tmp_path: Path) -> None:
-    open_slide(synthetic("rgb", mpp=None)).export_png(tmp_path / "out.png", 2)
+@pytest.mark.parametrize("mpp", [None, 2e6])
+def test_without_profile_and_resolution(
+    open_slide: Opener, synthetic: SlideMaker, tmp_path: Path, mpp: float | None
+) -> None:
+    """A PNG states a pixel a metre at least, or no density."""
+    open_slide(synthetic("rgb", mpp=None), mpp=mpp).export_png(tmp_path / "out.png", 0, 0, 0, 50, 40)
     with Image.open(tmp_path / "out.png") as image:
         assert "icc_profile" not in image.info
         assert "dpi" not in image.info

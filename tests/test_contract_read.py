@@ -201,6 +201,8 @@ def test_max_region_bytes_is_inclusive(open_slide: Opener, synthetic: SlideMaker
         ((0, 32896, 32896), (0, 0, 0)),
         ((65535, 32896, 32896), (255, 255, 255)),
         ((35579, 53652, 50858), (255, 0, 0)),
+        ((65535, 0, 0), (255, 255, 255)),  # slides of IDC: a* and b* written as if 0 were neutral
+        ((0, 0, 0), (0, 0, 0)),
     ],
 )
 def test_background_is_the_recommended_one(

@@ -291,8 +291,8 @@ def test_a_stranger_who_is_trusted(server: DICOMwebServer, store: DICOMwebServer
         assert slide.icc_profile == PROFILE
     assert carried(store) == [set()]
     with (
-        opened(server, truth, options=ReadOptions(trusted_hosts=("example.org", "ocalhost"))) as slide,
-        pytest.raises(SourceError, match="trusted_hosts"),
+        opened(server, truth, options=ReadOptions(trusted_hosts=("example.org", "ocalhost", "localhost:80"))) as slide,
+        pytest.raises(SourceError, match="host without its port"),
     ):
         _ = slide.icc_profile
     assert store.count() == 1

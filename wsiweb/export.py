@@ -125,7 +125,7 @@ def write_png(
 
 def _density(mpp: tuple[float, float] | None) -> tuple[int, int] | None:
     """Return pixels a metre, or None where it is unknown or senseless."""
-    if mpp is None or not all(0.5 <= 1e6 / axis <= 2**31 - 1 for axis in mpp):
+    if mpp is None or not all(1 <= 1e6 / axis <= 2**31 - 1 for axis in mpp):
         return None
     return round(1e6 / mpp[0]), round(1e6 / mpp[1])
 

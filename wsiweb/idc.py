@@ -121,7 +121,7 @@ def _index(columns: dict[str, str]) -> Any:
         if set(columns.values()) <= set(series.columns):
             return series
         client.fetch_index("sm_index")
-        more = client.sm_index
+        more = getattr(client, "sm_index", None)  # which older clients do not have where it did not come
     except OSError as error:  # requests' errors are OSErrors, too
         raise SourceError(f"IDC's index of slides could not be had: {error}") from error
     if more is None:

@@ -156,7 +156,7 @@ def _axes(key: Any, shape: tuple[int, ...]) -> list[int | slice]:
 
 def _place(key: Any) -> int:
     with contextlib.suppress(TypeError):
-        if not isinstance(key, bool):  # an integer for Python, a mask for numpy
+        if not isinstance(key, (bool, np.bool_)):  # integers for Python (and numpy 1), masks for arrays
             return operator.index(key)
     raise IndexError(f"Levels are indexed by integers and slices, not by {type(key).__name__}.")
 

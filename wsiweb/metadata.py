@@ -21,6 +21,8 @@ VL_WHOLE_SLIDE_MICROSCOPY = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _COMPRESSED_PHOTOMETRIC = frozenset({"YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"})
 """That are hardly ever found without compression."""
 MAX_PLANES_OR_PATHS = 4096
+_NEUTRAL = 32896
+"""Encoded a* or b* of 0."""
 FLAVORS = ("VOLUME", "LABEL", "OVERVIEW", "THUMBNAIL")
 """Values of ImageType 3 that are read (PS3.3 C.8.12.4.1.1); others, such as REGIONLOCALIZER, are not."""
 
@@ -330,9 +332,15 @@ def _spacing(measures: Attributes) -> tuple[float, float] | None:
 
 
 def _cielab(values: tuple[float, ...]) -> tuple[int, int, int] | None:
+    """Return an encoded CIELab value; None where it is none.
+
+    Encoded, neutral a* and b* are 32896 (PS3.3 C.10.7.1.1). Slides of IDC say 65535, 0, 0 where they mean white: that
+    would be cyan. No colour that can be shown has a* and b* of -128, so that 0, 0 is neutral too.
+    """
     if len(values) != 3 or not all(0 <= value <= 65535 for value in values):
         return None
-    return int(values[0]), int(values[1]), int(values[2])
+    lightness, a, b = (int(value) for value in values)
+    return (lightness, a, b) if a or b else (lightness, _NEUTRAL, _NEUTRAL)
 
 
 def _origin(origin: Attributes) -> tuple[float, float] | None:

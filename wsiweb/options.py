@@ -54,7 +54,7 @@ class ReadOptions:
         If the service then fails, they are used as they are. Frames do not age: an instance's UID stands for its
         pixels.
     trusted_hosts
-        Hosts, other than the service's own, from which bulk data may be fetched (without credentials).
+        Names (without ports) of other hosts from which bulk data may be fetched, without credentials.
 
     Raises
     ------

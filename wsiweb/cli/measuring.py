@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated
 
 import typer
@@ -25,6 +26,13 @@ from wsiweb.cli.common import (
 )  # fmt: skip
 
 
+def _number(value: float) -> float:
+    """Refuse nan: it is not outside any range, says click."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
+
+
 @app.command()
 def doctor(
     place: Annotated[str, typer.Argument(metavar="URL", help="URL of a series, or of the root of a service.")],
@@ -34,7 +42,8 @@ def doctor(
     user: User = None,
     header: Header = None,
     megabytes: Annotated[
-        float, typer.Option("--megabytes", min=0.1, max=1_000_000, help="To receive, beside metadata.")
+        float,
+        typer.Option("--megabytes", min=0.1, max=1_000_000, callback=_number, help="To receive, beside metadata."),
     ] = 10.0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -61,9 +70,12 @@ def bench(
     level: Annotated[int, typer.Option("--level", help="Level to read; 0 is the finest.")] = 0,
     patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Side of the patches in pixels.")] = 256,
     megabytes: Annotated[
-        float, typer.Option("--megabytes", min=0.1, max=1_000_000, help="About what may be received.")
+        float,
+        typer.Option("--megabytes", min=0.1, max=1_000_000, callback=_number, help="About what may be received."),
     ] = 200.0,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, max=86_400, help="About how long it may take.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=86_400, callback=_number, help="About how long it may take.")
+    ] = 60.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the places that are read.")] = 1,
     study: StudyUid = None,
     series: SeriesUid = None,

@@ -219,7 +219,9 @@ class WebSource:
         elif trusted:
             return url
         else:
-            reason = "which is not this service. If you trust that host, name it in ReadOptions.trusted_hosts"
+            reason = (
+                "which is not this service. To trust it, name its host without its port in ReadOptions.trusted_hosts"
+            )
         raise SourceError(f"The metadata refer to bulk data at {where}, {reason}; it is not fetched.", url=where)
 
     def _json(self, url: str, *, what: str, parameters: dict[str, str] | None = None) -> list[JsonDataset]:
