@@ -197,6 +197,23 @@ def test_nothing_is_borrowed_once_it_is_closed() -> None:
     assert room.free_bytes == 1000
 
 
+def test_what_is_lent_while_it_is_closed_is_given_back() -> None:
+    """The garbage collector closes it wherever it runs: in the lender, too."""
+
+    class Collecting(Room):
+        def lend(self, n_bytes: int) -> bool:
+            lent = super().lend(n_bytes)
+            board.close()
+            return lent
+
+    room = Collecting(1000)
+    board = board_of(room)
+    asked = board.enlist(job_of((0, 0)))
+    board.foresee(job_of((4, 4)))
+    bring(board, asked[:1])
+    assert room.free_bytes == 1000
+
+
 def test_what_was_begun_early_is_handed_out_where_it_is_wanted() -> None:
     """It takes up both until then."""
     room = Room(1000)

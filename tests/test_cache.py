@@ -7,7 +7,7 @@ import random
 import threading
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -290,6 +290,28 @@ def test_a_listener_may_ask_again() -> None:
     assert reclaimed == ["a"]
     cache.resolve([("a", b"A")], Keep.YES)
     assert second.told == [("a", b"A", None)]
+
+
+def test_a_claim_in_whose_midst_another_is_given_up() -> None:
+    """By the garbage collector, in the same thread: a stream that is collected gives up what it was to produce."""
+    cache, second = flights(), Listener()
+    first = Listener()
+
+    class Collects(dict[str, Any]):
+        def get(self, *args: Any) -> Any:
+            found = super().get(*args)
+            if collected:
+                collected.pop()
+                cache.forsake(["a"], first)
+            return found
+
+    collected: list[None] = []
+    cache._waiting = Collects()
+    cache.claim(["a"], first)
+    collected.append(None)
+    assert cache.claim(["a"], second).ours == ["a"]
+    cache.resolve([("a", b"A")], Keep.YES)
+    assert second.told[-1] == ("a", b"A", None)
 
 
 def test_eight_threads_produce_each_value_once() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -17,15 +19,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+import urllib3
 from dicomweb_server import DICOMwebServer
 from faults import Fault, every
 from serving import open_slide, settled, within
 from synthetic import srgb_profile
 
 import wsiweb
-from wsiweb import ReadOptions, Slide, SourceError, WsiWebError, regions
+from wsiweb import ReadOptions, Slide, SourceError, WsiWebError, regions, workers
+from wsiweb.cache import SingleFlightCache
 from wsiweb.reader import Reader
 from wsiweb.sources.local import LocalSource
+from wsiweb.sources.wire import bind
 from wsiweb.stream import Stream
 
 if TYPE_CHECKING:
@@ -153,6 +158,46 @@ def test_close_may_come_from_another_thread_at_any_moment(
         monkeypatch.setattr(Reader, "_attempt", attempt_later)
         with pytest.raises(WsiWebError, match="closed, in another thread"):
             next(arrays)
+
+
+@pytest.mark.parametrize("abandoned_first", [False, True])
+def test_a_read_that_was_stopped_may_bring_a_tile_all_the_same(
+    truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch, abandoned_first: bool
+) -> None:
+    """Just when another has taken it over, and is about to have it produced."""
+    attempt, claim, resolve = Reader._attempt, SingleFlightCache.claim, SingleFlightCache.resolve
+    decoded, stopped, brought = threading.Event(), threading.Event(), threading.Event()
+
+    def slow_attempt(reader: Any, *args: Any) -> Any:
+        outcome = attempt(reader, *args)
+        if not decoded.is_set():
+            decoded.set()
+            stopped.wait(PROMPTLY_SECONDS)
+        return outcome
+
+    def slow_claim(cache: Any, keys: Any, waiter: Any) -> Any:
+        found = claim(cache, keys, waiter)
+        if decoded.is_set() and found.ours:
+            stopped.set()
+            assert brought.wait(PROMPTLY_SECONDS)
+        elif decoded.is_set():
+            first.close()
+        return found
+
+    def noted_resolve(*args: Any) -> None:
+        resolve(*args)
+        brought.set()
+
+    monkeypatch.setattr(Reader, "_attempt", slow_attempt)
+    monkeypatch.setattr(SingleFlightCache, "claim", slow_claim)
+    monkeypatch.setattr(SingleFlightCache, "resolve", noted_resolve)
+    with Slide.open(truth.folder) as slide:
+        first = cast("Any", slide.read_regions(0, [(0, 0, 9, 9)]))
+        first._stream.start()
+        assert decoded.wait(PROMPTLY_SECONDS)
+        if not abandoned_first:
+            first.close()
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 9, 9), truth.truth(0, 0, 0, 9, 9))
 
 
 @pytest.mark.parametrize("stopped_in", ["fetch", "decode"])
@@ -327,6 +372,55 @@ def test_opening_ends_with_the_deadline(server: DICOMwebServer, truth: Synthetic
     options = ReadOptions(timeout_seconds=60, deadline_seconds=0.5, max_attempts=100)
     with pytest.raises(SourceError):
         within(PROMPTLY_SECONDS, lambda: open_slide(server, truth, options=options))
+
+
+def test_a_signal_handler_may_close_what_its_thread_reads(
+    truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs wherever its thread is, most likely where that waits for another to begin."""
+    start = workers._start
+    slide = Slide.open(truth.folder)
+
+    def start_and_close(thread: threading.Thread) -> None:
+        start(thread)
+        slide.close()
+
+    def read() -> None:
+        monkeypatch.setattr(workers, "_start", start_and_close)
+        with pytest.raises(WsiWebError, match="closed"):
+            slide.read_region(0, 0, 0, 100, 100)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(PROMPTLY_SECONDS)
+    assert not reading.is_alive()
+    monkeypatch.undo()
+    settled()
+
+
+def test_ctrl_c_while_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come within the Python code of a lock: who lets go of the slide must not wait for that for ever."""
+    enter = threading.Condition.__enter__
+
+    def interrupted(condition: threading.Condition) -> bool:
+        enter(condition)
+        raise KeyboardInterrupt
+
+    pool = bind(urllib3.PoolManager()).connection_from_url("http://127.0.0.1")
+    idle = pool.pool
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(threading.Condition, "__enter__", interrupted)
+        pool.close()
+
+    def drain() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.get(block=False)
+
+    other = threading.Thread(target=drain, daemon=True)
+    other.start()
+    other.join(PROMPTLY_SECONDS)
+    assert not other.is_alive()
 
 
 def test_nothing_is_left_behind(server: DICOMwebServer, truth: SyntheticSlide) -> None:

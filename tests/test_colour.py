@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from wsiweb.colour import cielab_to_srgb, ybr_full_to_rgb
+from wsiweb.colour import cielab_to_srgb, paint, ybr_full_to_rgb
 
 WHITE_D50 = np.array([0.9642, 1.0, 0.8249])
 WHITE_D65 = np.array([0.3127 / 0.3290, 1.0, (1 - 0.3127 - 0.3290) / 0.3290])
@@ -105,3 +105,15 @@ def test_gray_ybr_is_exact() -> None:
     gray = np.arange(256, dtype=np.uint8)
     ybr = np.stack([gray, np.full_like(gray, 128), np.full_like(gray, 128)], axis=-1)[None]
     np.testing.assert_array_equal(ybr_full_to_rgb(ybr), np.repeat(gray[None, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize(("shape", "dtype", "colour"), [
+    ((3, 4, 3), "u1", (250, 3, 77)),
+    ((3, 4), "u1", (9,)),
+    ((3, 4), "u2", (60_000,)),
+    ((3, 4, 2), "u2", (5, 700)),
+])  # fmt: skip
+def test_painting(shape: tuple[int, ...], dtype: str, colour: tuple[int, ...]) -> None:
+    array = np.zeros(shape, dtype)
+    paint(array, colour)
+    assert {tuple(np.atleast_1d(pixel).tolist()) for row in array for pixel in row} == {colour}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import multiprocessing
 import os
@@ -396,6 +397,24 @@ def test_a_locked_database_is_not_waited_for_long(
     again.close()
 
 
+def test_a_ctrl_c_while_the_database_is_locked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It comes through where the lock has been got at last, and must not leave it to nobody."""
+    store = DiskStore(str(folder), ROOM)
+    put(store, 1)
+    database_ = store._database
+    assert database_ is not None
+    database_._connected().set_progress_handler(_thread.interrupt_main, 1)  # as who waits in there would meet it
+    with pytest.raises(KeyboardInterrupt):
+        put(store, 2)
+    database_._connected().set_progress_handler(None, 1)
+    with contextlib.closing(sqlite3.connect(main_file(folder), timeout=0)) as other:
+        other.execute("BEGIN IMMEDIATE")
+    put(store, 3)
+    assert there(store, 1, 2, 3) == [1, 3]
+    assert not caplog.records
+    store.close()
+
+
 @needs_fork
 def test_a_full_disk(folder: Path) -> None:
     store = DiskStore(str(folder), ROOM)
@@ -507,6 +526,35 @@ def test_no_connection_crosses_a_fork(folder: Path, busy: DiskStore) -> None:
         put(busy, 2000)
         in_a_child(work)
         assert there(busy, 1000, 2000) == [1000, 2000]
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_amid_a_fork(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork goes on, and leaves no other thread waiting."""
+    disconnect = database.Database._disconnect
+    stores = [DiskStore(str(folder / name), ROOM) for name in "ab"]
+    for store in stores:
+        put(store, 1)
+
+    def interrupted(one: database.Database) -> None:
+        monkeypatch.undo()
+        disconnect(one)
+        _thread.interrupt_main()
+
+    def work() -> None:
+        for store in [*stores, DiskStore(str(folder / "c"), ROOM)]:
+            put(store, 2)
+            assert 2 in there(store, 1, 2)
+
+    monkeypatch.setattr(database.Database, "_disconnect", interrupted)
+    in_a_child(work)
+    other = threading.Thread(target=work, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    for store in stores:
+        store.close()
 
 
 def write_for_ever(folder: str, begun: Any) -> None:

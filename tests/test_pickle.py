@@ -6,7 +6,8 @@ import copy
 import multiprocessing
 import pickle
 import threading
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -95,6 +96,30 @@ def test_forking_amid_reads_disturbs_nobody(open_slide: Opener, synthetic: Slide
         stop.set()
         reader.join()
     assert slide.stats.retries == 0  # nobody took another's answer
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_child_reads_whatever_was_locked(open_web: Opener, synthetic: SlideMaker) -> None:
+    """By threads of the parent, in the middle of something, that the child does not have."""
+    truth = synthetic("jpeg")
+    slide = open_web(truth)
+    slide.read_region(0, *BOX)
+    reader = slide._reader
+    source = cast("Any", reader.source)
+    owners: list[Any] = [
+        reader, reader.tiles, reader._frames, reader._fetchers, reader._decoders, reader._early, reader.memory,
+        slide.stats, source._accepts, source._gate, source._pace, source._closing,
+    ]  # fmt: skip
+    with ThreadPoolExecutor(1) as holder:
+        for owner in owners:
+            holder.submit(owner._lock.acquire).result()
+        try:
+            result, _ = read_elsewhere(multiprocessing.get_context("fork"), slide, BOX)
+        finally:
+            for owner in owners:
+                holder.submit(owner._lock.release).result()
+    assert isinstance(result, np.ndarray), result
+    np.testing.assert_array_equal(result, truth.truth(0, *BOX))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiweb import stitch
+from wsiweb.colour import paint
 from wsiweb.errors import MetadataError, RegionError
 from wsiweb.geometry import Rectangle
 from wsiweb.metadata import Instance
@@ -204,7 +205,7 @@ def check(slide: Slide, region: Rectangle, *, exactly_once: bool) -> None:
             assert plan.visible(row) == visible
         array = np.empty(plan.shape, plan.dtype)
         if not plan.covered:
-            stitch.fill(array, plan)
+            paint(array, plan.background)
         assert (array.shape, array.dtype.name) == ((region.h, region.w), "uint16")
         rows = range(len(plan.keys)) if plan.ordered else reversed(range(len(plan.keys)))
         for row in rows:
@@ -234,7 +235,7 @@ def test_stacked_channels(slide: Slide, region: Rectangle) -> None:
     plan = RegionPlanner(level, [pyramid.channels[0, *name] for name in names], stacked=True).plan(region)
     array = np.empty(plan.shape, plan.dtype)
     if not plan.covered:
-        stitch.fill(array, plan)
+        paint(array, plan.background)
     assert array.shape == (region.h, region.w, len(names))
     assert plan.covered == level.bounds.contains(region)
     for row, key in enumerate(plan.keys):

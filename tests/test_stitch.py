@@ -1,4 +1,4 @@
-"""Stitching: the background where nothing is drawn, and each tile's part where the plan says."""
+"""Stitching: each tile's part where the plan says."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiweb.geometry import Rectangle
 from wsiweb.plan import ReadPlan
-from wsiweb.stitch import fill, paste
+from wsiweb.stitch import paste
 
 Array = npt.NDArray[Any]
 TILE = 8, 6
@@ -23,16 +22,14 @@ def plan_of(
     shape: tuple[int, ...],
     corners: list[tuple[int, int]],
     *,
-    background: tuple[int, ...] = (0,),
-    dtype: str = "u1",
     channel_of: list[int] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> ReadPlan:
     x, y = origin
     return ReadPlan(
         shape=shape,
-        dtype=np.dtype(dtype),
-        background=background,
+        dtype=np.dtype(np.uint8),
+        background=(0,),
         keys=[(0, number) for number in range(len(corners))],
         boxes=[(*corner, *TILE) for corner in corners],
         channel_of=channel_of,
@@ -42,18 +39,6 @@ def plan_of(
         covered=False,
         ordered=True,
     )
-
-
-@pytest.mark.parametrize(("shape", "dtype", "background"), [
-    ((3, 4, 3), "u1", (250, 3, 77)),
-    ((3, 4), "u1", (9,)),
-    ((3, 4), "u2", (60_000,)),
-    ((3, 4, 2), "u2", (5, 700)),
-])  # fmt: skip
-def test_gaps_show_the_background(shape: tuple[int, ...], dtype: str, background: tuple[int, ...]) -> None:
-    array = np.zeros(shape, dtype)
-    fill(array, plan_of(shape, [], background=background, dtype=dtype))
-    assert {tuple(np.atleast_1d(pixel).tolist()) for row in array for pixel in row} == {background}
 
 
 @given(st.data(), st.integers(-5, 30), st.integers(-5, 25), st.sampled_from(["gray", "colour", "stacked"]))

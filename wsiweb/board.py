@@ -16,7 +16,7 @@ from wsiweb import stitch
 from wsiweb.cache import AbandonedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -57,6 +57,11 @@ class Job:
     def __post_init__(self) -> None:
         self.unpainted = len(self.plan.keys)
         self.waiting = dict(zip(self.plan.keys, range(self.unpainted), strict=True))
+
+    def visible(self, keys: Iterable[FrameKey]) -> dict[FrameKey, tuple[int, int]]:
+        """Return what must be there of each tile that has not come: a read that was stopped may still bring some."""
+        rows = ((key, self.waiting.get(key)) for key in keys)
+        return {key: self.plan.visible(row) for key, row in rows if row is not None}
 
 
 class Lender(Protocol):
@@ -223,7 +228,11 @@ class Board:
 
     def _has_room(self, job: Job) -> bool:
         """Have room for the array of a plan that is only foreseen."""
-        if not job.borrowed and not self._closed and self._lender.lend(job.n_bytes):
+        was_open = not self._closed
+        if not job.borrowed and was_open and self._lender.lend(job.n_bytes):
+            if self._closed:  # meanwhile, by the garbage collector
+                self._lender.give_back(job.n_bytes)
+                return False
             job.borrowed = True
             self._borrowed_bytes += job.n_bytes
         return job.borrowed

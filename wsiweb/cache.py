@@ -33,7 +33,7 @@ class ByteCache(Generic[Key, Value]):
     """A thread-safe LRU cache with a budget in bytes. Values larger than the budget are not kept."""
 
     def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close the slide
         self._size_of = size_of
         self._cache: LRUCache[Key, Value] = LRUCache(budget_bytes, getsizeof=size_of)
 
@@ -223,11 +223,11 @@ class SingleFlightCache(Generic[Key, Value]):
                     hits[key] = value
                     continue
                 others = self._waiting.get(key)
-                if others is None:
+                if others is not None:
+                    others.append(waiter)
+                if key not in self._waiting:  # nor any more: who was to produce it may just have been collected here
                     self._waiting[key] = [waiter]
                     ours.append(key)
-                else:
-                    others.append(waiter)
         return Claim(hits, ours)
 
     def resolve(self, values: Sequence[tuple[Key, Value]], keep: Keep) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from wsiweb.cache import Waiter
+    from wsiweb.board import Board
     from wsiweb.frames import FrameKey
     from wsiweb.metadata import Instance
     from wsiweb.options import ReadOptions
@@ -71,7 +71,7 @@ class ClosedError(WsiWebError):
 class Errand:
     """One read under way."""
 
-    waiter: Waiter[FrameKey, Pixels]
+    board: Board
     """Who claimed its tiles."""
     cancellation: Cancellation
     keep: Keep
@@ -209,9 +209,9 @@ class Reader:
 
     # The parts that a stream uses -----------------------------------------------------------------
 
-    def begin(self, waiter: Waiter[FrameKey, Pixels], keep: Keep, *, single: bool) -> Errand:
+    def begin(self, board: Board, keep: Keep, *, single: bool) -> Errand:
         """Register a read, so that ``close`` can stop it."""
-        errand = Errand(waiter, Cancellation(), keep, single)
+        errand = Errand(board, Cancellation(), keep, single)
         with self._lock:
             self.check_open()
             self._active.add(errand)
@@ -252,7 +252,7 @@ class Reader:
                 rank = next(self._ranks)
                 self._submit_fetch(batch, [Task(key, wanted[key], errand, rank) for key in keys])
         finally:  # a Ctrl-C in between must leave nobody waiting
-            self.tiles.forsake(left, errand.waiter)
+            self.tiles.forsake(left, errand.board)
 
     def _submit_fetch(self, batch: Batch, tasks: list[Task]) -> None:
         try:
@@ -320,7 +320,7 @@ class Reader:
                 left.clear()
         finally:
             guesses.close()
-            self.tiles.forsake([task.key for task in left.values()], errand.waiter)
+            self.tiles.forsake([task.key for task in left.values()], errand.board)
 
     def _take_in(self, arrived: list[Arrived], guesses: Guesses[Pixels | BaseException], lot_frames: int) -> None:
         """Note frames that have come, and have them decoded where that has not begun."""
@@ -346,7 +346,7 @@ class Reader:
             self.tiles.fail(left[number].key, error)
         others = [task for number, task in left.items() if number not in blamed]
         if others and others[0].errand.single:  # the region has failed; somebody else may want them
-            self.tiles.forsake([task.key for task in others], others[0].errand.waiter)
+            self.tiles.forsake([task.key for task in others], others[0].errand.board)
         elif others:
             for task in others:
                 task.spared = True
@@ -387,7 +387,7 @@ class Reader:
         """Fail or abandon a key whose frame did not decode, or have the frame fetched again."""
         key = task.key
         if isinstance(error, AbandonedError):
-            self.tiles.forsake([key], task.errand.waiter)
+            self.tiles.forsake([key], task.errand.board)
             return
         if not isinstance(error, (DecodeError, UnsupportedError)):
             self.tiles.fail(key, error)

@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiweb.colour import paint
-
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiweb.plan import ReadPlan
-
-
-def fill(array: npt.NDArray[Any], plan: ReadPlan) -> None:
-    """Paint the background, where the plan's frames leave gaps."""
-    paint(array, plan.background)
 
 
 def bare(plan: ReadPlan) -> npt.NDArray[np.uint8]:

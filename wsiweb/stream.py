@@ -12,8 +12,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from wsiweb import stitch
 from wsiweb.board import Board
+from wsiweb.colour import paint
 from wsiweb.errors import SourceTimeoutError, WsiWebError
 
 if TYPE_CHECKING:
@@ -226,15 +226,14 @@ class Stream:
         plan = job.plan
         job.out = None if self._outs is None else next(self._outs)
         if not plan.covered:
-            stitch.fill(self._board.array_of(job), plan)
+            paint(self._board.array_of(job), plan.background)
         self._jobs.append(job)
         self._ahead_bytes += job.n_bytes
         new = self._board.enlist(job)
         claim = self._reader.tiles.claim(new, self._board)
         misses = len(new) - len(claim.hits)
         self._reader.stats.add(tile_hits=len(plan.keys) - misses, tile_misses=misses)
-        for key in claim.ours:  # which nobody else can produce, so that they still wait
-            self._claimed[key] = plan.visible(job.waiting[key])
+        self._claimed.update(job.visible(claim.ours))
         if claim.hits:
             self._paint(list(claim.hits.items()), job)
         if not plan.keys and job.error is None:
@@ -303,8 +302,8 @@ class Stream:
             return
         claim = self._reader.tiles.claim([key], self._board)
         self._board.take(list(claim.hits.items()))
-        if claim.ours:
-            self._reader.start({key: job.plan.visible(job.waiting[key])}, self._errand)
+        self._claimed.update(job.visible(claim.ours))
+        self._start()
 
 
 def _closed_elsewhere() -> WsiWebError:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ class Workers:
     def __init__(self, threads: int, name: str) -> None:
         self._name, self._numbers = name, itertools.count()
         self._threads = self._allowed = threads
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()  # a signal handler may close what its own thread is in
         self._jobs: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._spare: deque[Callable[[], None]] = deque()
@@ -105,6 +105,8 @@ class Workers:
             running = self._running - {threading.current_thread()}
             bells, self._waiting = self._waiting, []
         _ring(bells)
+        if self._lock._is_owned():  # noqa: SLF001  (this thread was interrupted: none can end until it goes on)
+            return
         until = None if seconds is None else time.monotonic() + seconds
         for thread in running:
             thread.join(None if until is None else max(until - time.monotonic(), 0))

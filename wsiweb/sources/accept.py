@@ -35,8 +35,8 @@ class _Experience:
     """And until when that is believed, of ``time.monotonic``."""
 
     def for_good(self) -> _Experience:
-        """Return a copy without what is believed for a time only."""
-        refused = {one: until for one, until in self.refused.items() if until == math.inf}
+        """Return a copy without what is believed for a time only: moments mean nothing elsewhere."""
+        refused = {one: until for one, until in self.refused.copy().items() if until == math.inf}
         return _Experience(self.native, list(self.decompressing), refused)
 
 
@@ -48,8 +48,8 @@ class AcceptMemory:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:  # moments mean nothing elsewhere
-            return {"_experiences": {syntax: known.for_good() for syntax, known in self._experiences.items()}}
+        # Without the lock: in a forked child, a thread that is not there may have it for ever.
+        return {"_experiences": {syntax: known.for_good() for syntax, known in self._experiences.copy().items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]

@@ -13,11 +13,12 @@ import re
 import sqlite3
 import stat
 import tempfile
-import threading
 import time
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from wsiweb.locks import module_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE
 
 
 class Database:
-    """One folder's database: one connection a process, under a lock. Never raises what goes wrong in it.
+    """One folder's database: one connection a process, under the lock of all. Never raises what goes wrong in it.
 
     Parameters
     ----------
@@ -64,7 +65,6 @@ class Database:
     def __init__(self, folder: str, journal_pages: int) -> None:
         self.folder = Path(folder)
         self._journal_pages = journal_pages
-        self._lock = threading.RLock()  # a signal handler may fork while its own thread is in here
         self._connection: sqlite3.Connection | None = None
         self._closer: weakref.finalize[[], Database] | None = None
         self._generation = 0
@@ -74,7 +74,7 @@ class Database:
 
     def read(self, work: Callable[[sqlite3.Connection], Result], fallback: Result) -> Result:
         """Return what ``work`` returns, or ``fallback`` where the database fails it."""
-        with self._lock:
+        with _lock:
             if self._failures >= _MAX_FAILURES:
                 return fallback
             try:
@@ -87,8 +87,8 @@ class Database:
         """Do ``work`` in one transaction, or not at all."""
 
         def transact(connection: sqlite3.Connection) -> None:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # a Ctrl-C that comes while another process writes is met behind BEGIN
+                connection.execute("BEGIN IMMEDIATE")
                 work(connection)
                 connection.execute("COMMIT")
             except BaseException:
@@ -191,17 +191,6 @@ class Database:
         for path in (old, Path(f"{old}-wal"), Path(f"{old}-shm")):
             path.unlink(missing_ok=True)
 
-    # Forks ----------------------------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Wait for whoever is in here, and close: not even closing is allowed to a child."""
-        self._lock.acquire()
-        self._disconnect()
-
-    def after_fork(self) -> None:
-        """Go on, in parent or child; both connect anew when they need to."""
-        self._lock.release()
-
 
 def _check_owner(path: Path) -> None:
     """Refuse a file that somebody else may have filled with pixels of their own making."""
@@ -211,41 +200,24 @@ def _check_owner(path: Path) -> None:
         raise PermissionError(f"{path} is no file of this user's alone")
 
 
-class _Databases:
-    """The databases of this process, so that slides that share a folder share a connection, and none crosses a fork."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._known: weakref.WeakValueDictionary[tuple[str, int], Database] = weakref.WeakValueDictionary()
-        self._stopped: list[Database] = []
-
-    def get(self, folder: str, journal_pages: int) -> Database:
-        with self._lock:
-            database = self._known.get((folder, journal_pages))
-            if database is None:
-                database = self._known[folder, journal_pages] = Database(folder, journal_pages)
-            return database
-
-    def before_fork(self) -> None:
-        self._lock.acquire()
-        self._stopped = list(self._known.values())
-        for database in self._stopped:
-            database.before_fork()
-
-    def after_fork(self) -> None:
-        for database in self._stopped:
-            database.after_fork()
-        self._stopped = []
-        self._lock.release()
-
-
-_databases = _Databases()  # of the process, as forks are
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_databases.before_fork, after_in_parent=_databases.after_fork, after_in_child=_databases.after_fork
-    )
-
-
 def shared_database(folder: str, journal_pages: int) -> Database:
     """Return this process's database in a folder."""
-    return _databases.get(folder, journal_pages)
+    with _lock:
+        database = _known.get((folder, journal_pages))
+        if database is None:
+            database = _known[folder, journal_pages] = Database(folder, journal_pages)
+        return database
+
+
+def _disconnect_all() -> None:
+    """Close the connections before a fork: not even closing them is allowed to a child. All connect anew on demand."""
+    for database in tuple(_known.values()):
+        database._disconnect()  # noqa: SLF001
+
+
+_known: weakref.WeakValueDictionary[tuple[str, int], Database] = weakref.WeakValueDictionary()
+"""The databases of this process, so that slides that share a folder share a connection, and none crosses a fork."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_disconnect_all)  # what is registered later comes sooner: it has the lock
+_lock = module_lock()
+"""Of all databases. No Python code takes it or lets go of it around a fork: a Ctrl-C in there would leave it held."""

@@ -7,6 +7,7 @@ import functools
 import http.client
 import io
 import math
+import queue
 import socket
 import threading
 import time
@@ -220,6 +221,28 @@ class _StoppableConnection:
         return response
 
 
+class _Connections(queue.LifoQueue[Any]):
+    """Those of a pool that are not in use; a Ctrl-C leaves it to others, also one within the Python code of a lock."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  (as it is called)
+        if block:
+            return super().get(block, timeout)
+        with self.mutex:
+            if not self.queue:
+                raise queue.Empty
+            return self.queue.pop()
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
+        oldest = None
+        with self.mutex:  # urllib3 waits for no room, and warns of each connection that finds none
+            if 0 < self.maxsize <= len(self.queue):
+                oldest = self.queue.pop(0)
+            self.queue.append(item)
+            self.not_empty.notify()
+        if oldest is not None:
+            oldest.close()
+
+
 @functools.cache  # to make a class takes longer than to make a connection
 def _bounded(pool: Any) -> Any:
     """Return a class of connection pools, as this one, whose connections bind the wait for an answer."""
@@ -227,4 +250,4 @@ def _bounded(pool: Any) -> Any:
         return pool
     bases = _StoppableConnection, pool.ConnectionCls
     connection = type(pool.ConnectionCls.__name__, bases, {"response_class": _BoundedResponse})
-    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection, "QueueCls": _Connections})
