@@ -141,6 +141,16 @@ def test_it_lends_what_is_free_and_half_of_what_is_kept() -> None:
     assert cache.claim(kept, Listener()).hits == kept
 
 
+def test_nothing_is_left_once_it_is_cleared() -> None:
+    cache = trial_of(800)
+    for _ in range(2):
+        cache.put(1, bytes(10), Keep.YES)
+        cache.put(2, bytes(20), Keep.ON_TRIAL)
+        assert cache.n_bytes == 30
+        cache.clear()
+        assert [cache.get(1), cache.get(2), cache.n_bytes] == [None, None, 0]
+
+
 def test_a_second_use_ends_the_trial() -> None:
     cache = trial_of(800)
     cache.put(1, bytes(10), Keep.ON_TRIAL)

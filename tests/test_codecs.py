@@ -664,6 +664,39 @@ def test_what_code_streams_say_of_themselves() -> None:
     assert {inspect(encode(RGB)) is None for encode in (raw, rle)} == {True}
 
 
+def test_a_long_comment_in_a_jpeg_2000_is_not_its_size() -> None:
+    """ITU-T T.800 A.9.2; as long as SIZ, which it follows."""
+    plain = ENCODINGS["JPEG 2000"][1](RGB)
+    behind = 4 + int.from_bytes(plain[4:6], "big")
+    data = plain[:behind] + b"\xff\x64" + struct.pack(">HH", 64, 1) + bytes(60) + plain[behind:]
+    np.testing.assert_array_equal(imagecodecs.jpeg2k_decode(data), RGB)
+    assert inspect(data) == inspect(plain)
+
+
+SHAPES = [
+    (60, 60),
+    (72, 60),
+    (80, 60),
+    (90, 60),
+    (160, 90),
+    (75, 60),
+    (120, 60),
+    (61, 60),
+    (300, 64),
+    (64, 64),
+    (3, 9000),
+]
+"""Those that a JPEG XL states by a ratio to the height, and others."""
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_the_size_of_a_jpeg_xl(width: int, height: int) -> None:
+    """ISO/IEC 18181-1 D.2."""
+    stream = inspect(jpeg_xl(np.zeros((height, width, 3), np.uint8)))
+    assert stream is not None
+    assert (stream.width, stream.height) == (width, height)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 2, 6, 13, 20])
 def test_the_head_of_a_jpeg_xl_may_be_in_parts(cut: int) -> None:
     """ISO/IEC 18181-2 allows parts of any length."""

@@ -127,7 +127,9 @@ def frame(number: int, data: bytes) -> EncodedFrame:
 
 
 def guesses_of(allowance: Allowance, jobs: list[Callable[[], None]]) -> Guesses[int]:
-    return Guesses(lambda seen: sum(seen.data), jobs.append, allowance, 10, patience_seconds=0)
+    guesses = Guesses(lambda seen: sum(seen.data), jobs.append, allowance, 10, patience_seconds=0)
+    guesses.preview([])
+    return guesses
 
 
 def unexpected(*_: object) -> None:
@@ -166,6 +168,7 @@ def test_a_result_that_comes_after_it_is_certain_is_passed_on() -> None:
         return 5
 
     guesses = Guesses(work, lambda job: job(), Allowance(100), 10, patience_seconds=0)
+    guesses.preview([])
     seen = frame(1, b"a")
     guesses.preview([seen])
     assert (confirmed, taken) == ([([], [])], [("a", seen, 5)])

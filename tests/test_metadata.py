@@ -191,6 +191,21 @@ def test_not_a_number_where_a_number_is_not_needed(keyword: str, element: dict[s
     assert parse(changed(volume(), keyword, element)).mpp == pytest.approx((0.5, 0.5))
 
 
+FAR = 2**41
+
+
+@pytest.mark.parametrize(("x", "y", "z_um", "what"), [
+    (FAR, 0, 0, "slides"), (-FAR, 0, 0, "slides"), (0, FAR, 0, "slides"), (0, -FAR, 0, "slides"),
+    (0, 0, FAR, "slides"), (0, 0, -FAR, "slides"), (10**30, 0, 0, "numbers"),
+])  # fmt: skip
+def test_positions_beyond_all_slides_are_refused(x: int, y: int, z_um: float, what: str) -> None:
+    """Sums of them would not fit into 64 bits."""
+    header = sparse([(0, 0), (0, 0)])
+    header["52009230"]["Value"][1] = frame_group(x, y, z_um=z_um)
+    with pytest.raises(MetadataError, match=f"the position of a frame is beyond all {what}"):
+        Instance.from_json(header)
+
+
 def test_keys_in_lower_case() -> None:
     header = {key.lower(): element for key, element in sparse([(0, 0), (64, 48)]).items()}
     assert parse(header).address.study_uid == "1.2"

@@ -235,6 +235,15 @@ def test_a_missing_boundary_parameter(newline: str, preamble: str, size: int) ->
     assert parse(pieces(body.written(), size), None) == (body.expected(), True)
 
 
+@pytest.mark.parametrize(("chunks", "expected"), [
+    ([b"--b", b"\nA: b\n\nx\r", b"\n--b--"], Part({"a": "b"}, b"x")),  # behind a delimiter
+    ([b"--b\r\n\r\n", b"--b--\r"], Part({}, b"")),  # and before one
+])  # fmt: skip
+def test_a_line_break_is_looked_for_where_it_may_be(chunks: list[bytes], expected: Part) -> None:
+    """Not at the other end of the buffer."""
+    assert parse(chunks, "b") == ([expected], True)
+
+
 def test_boundaries_of_every_kind() -> None:
     for boundary in ("DICOM DATA BOUNDARY", "a'()+_,-./:=?b", "--", "x" * 70, "[.*"):
         body = Body([({}, b"data"), ({}, b"--")], boundary)

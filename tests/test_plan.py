@@ -226,6 +226,16 @@ def test_sparse_regions_are_crops(slide: Slide, region: Rectangle) -> None:
     check(slide, region, exactly_once=False)
 
 
+def test_an_overlap_does_not_make_up_for_a_gap() -> None:
+    """Two tiles of 6 x 5 have as many pixels as the level of 12 x 5, and leave 3 columns of it bare."""
+    corners = [(0, 0), (3, 0)]
+    header = sparse(corners, Columns=6, Rows=5, TotalPixelMatrixColumns=12, TotalPixelMatrixRows=5)
+    pyramid = Slide([header], (12, 5), (6, 5), {}).pyramid()
+    channel = pyramid.channel(0, None, None)
+    plan = RegionPlanner(pyramid.levels[0], [channel], stacked=False).plan(Rectangle(0, 0, 12, 5))
+    assert (plan.area, plan.ordered, plan.covered) == (60, True, False)
+
+
 @given(full_slides(), regions)
 @settings(max_examples=50, deadline=None)
 def test_stacked_channels(slide: Slide, region: Rectangle) -> None:

@@ -216,6 +216,16 @@ def test_white_stays_white_and_nothing_bleeds_in_at_the_border(scale: float, dty
     assert (result == top).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "pixels"), [(np.uint8, 256), (np.uint8, 257), (np.uint16, 65_536), (np.uint16, 65_537)]
+)
+def test_the_largest_sums_of_a_type_hold(dtype: type[np.unsignedinteger[Any]], pixels: int) -> None:
+    """One more white pixel, and half of the divisor for rounding would be too much."""
+    white = np.full((1, 2 * pixels), np.iinfo(dtype).max, dtype)
+    result = reduce_area(white, origin=(0, 0), scale=(pixels, 1), size=(2, 1))
+    np.testing.assert_array_equal(result, white[:, :2])
+
+
 def test_a_window_equals_the_crop_of_the_whole() -> None:
     scale = (1.87, 2.31)
     source = noise(500, 600, 3)

@@ -19,6 +19,7 @@ from wsiweb.resolution import (
     level_for_downsample,
     level_for_mpp,
     view_at_downsample,
+    view_at_magnification,
     view_at_mpp,
     view_of_level,
 )
@@ -200,6 +201,24 @@ def test_sizes_that_come_out_even_lose_no_pixel() -> None:
     """3000 * 0.499 / 1.497 is 1000, and a little less in binary: rounding down alone would lose a column."""
     view = view_at_mpp(levels((3000, 3000), (1,), (0.499, 0.499)), 1.497, upsample=False)
     assert (view.width, view.height) == (1000, 1000)
+
+
+def test_a_view_has_a_pixel_at_least() -> None:
+    for view in (view_at_downsample(PYRAMID, 1e9, upsample=False), view_at_mpp(PYRAMID, 1e9, upsample=False)):
+        assert (view.width, view.height) == (1, 1)
+
+
+@pytest.mark.parametrize(("power", "mpp"), [(20, 1.0), (40, 2.0), (None, 1.0), (0, 1.0)])
+def test_a_magnification_is_that_of_the_objective(power: float | None, mpp: float) -> None:
+    """Which goes before the resolution, where the two disagree; 10 x has 1 µm a pixel where none is stated."""
+    view = view_at_magnification(PYRAMID, 10, power, upsample=False)
+    assert view.mpp == (mpp, mpp)
+
+
+def test_an_axis_within_one_percent_is_not_interpolated() -> None:
+    scales = [(1.005, 2.0), (0.995, 2.0), (0.98, 2.0), (2.0, 0.5)]
+    enlarged = [View(PYRAMID[0], 100, 100, scale, None).enlarged for scale in scales]
+    assert enlarged == [(False, False), (False, False), (True, False), (False, True)]
 
 
 @pytest.mark.parametrize(("ask", "value"), [(view_at_mpp, 0.25), (view_at_downsample, 0.5)])

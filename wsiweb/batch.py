@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def batch_frames(keys: Iterable[FrameKey], *, requests: int, max_frames: int) ->
             stop = _stop(indices, start, min(start + size, len(indices)))
             batches.append((group[start][0], Batch(instance_index, tuple(sorted(indices[start:stop])))))
             start = stop
-    return [batch for _, batch in sorted(batches, key=itemgetter(0))]
+    return [batch for _, batch in sorted(batches)]
 
 
 def _stop(indices: list[int], start: int, stop: int) -> int:

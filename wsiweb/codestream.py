@@ -82,8 +82,6 @@ def complete(data: bytes) -> bool:
         return stop <= len(data) and ended(data[start:stop])
     if data[:2] not in (b"\xff\xd8", b"\xff\x4f"):
         return True
-    if data[-2:] == b"\xff\xd9" or data[-3:] == b"\xff\xd9\x00":
-        return True
     return ended(data)
 
 

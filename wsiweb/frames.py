@@ -199,7 +199,7 @@ class SparseTileIndex:
         # One more bucket on each side, for tiles that begin left of the level or end right of it.
         self._buckets_across = level_width // self.tile_width + 3
         key = self._bucket_key(tiles.x // self.tile_width, tiles.y // self.tile_height)
-        order = np.argsort(key, kind="stable")
+        order = np.argsort(key)
         self._key = key[order]
         self._rank = order  # the place in drawing order
         self._tiles = _rows(tiles, order)

@@ -121,7 +121,7 @@ class Guesses(Generic[Result]):
         self._result_bytes = result_bytes
         self._guesses: dict[int, Guess[Result]] = {}
         self._patience_seconds = patience_seconds
-        self._came_seconds = math.inf if patience_seconds else 0.0
+        self._came_seconds = math.inf
         self._slow = False
         self._waiting: list[EncodedFrame] = []
         self._taken_bytes = 0
@@ -164,8 +164,7 @@ class Guesses(Generic[Result]):
         return done, rest
 
     def close(self) -> None:
-        """Begin nothing more, and give the room back."""
+        """Begin nothing more, and give the room back; to be called once."""
         for guess in self._guesses.values():
             guess.drop()
         self._allowance.give_back(self._taken_bytes)
-        self._taken_bytes = 0

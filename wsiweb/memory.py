@@ -110,8 +110,7 @@ class ArrayPool:
         slab_kind = size, ROW_OFFSET_BYTES if kind.itemsize == 1 and 2 * size < SLAB_BYTES else 0
         with self._lock:
             self._owner = threading.get_ident()
-            if self._returned:
-                self._collect()
+            self._collect()
             slabs = self._slabs[slab_kind]
             while slabs and not slabs[-1].free:  # as a Ctrl-C may leave it
                 slabs.pop()

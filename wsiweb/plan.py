@@ -126,10 +126,6 @@ class RegionPlanner:
         """Return the size of a region's array."""
         return region.w * region.h * self.pixel_bytes
 
-    def covers(self, region: Rectangle) -> bool:
-        """Whether frames show everywhere in a region, as far as that takes no plan to tell."""
-        return self._gapless and not self._ordered and self._bounds.contains(region)
-
     def nothing(self) -> ReadPlan:
         """Plan to read nothing: what stands for a region that cannot be planned."""
         return ReadPlan(
@@ -173,7 +169,7 @@ class RegionPlanner:
             origin=(region.x, region.y),
             inside=(inside.x, inside.y, inside.right, inside.bottom),
             level_size=self._size,
-            covered=self.covers(region),
+            covered=self._gapless and not self._ordered and self._bounds.contains(region),
             ordered=self._ordered,
         )
         if not self._ordered and not plan.covered:

@@ -121,7 +121,7 @@ class PngWriter:
         Embedded as it is. A profile for another number of channels than the image has is left out, since PNG
         forbids it (11.3.2.3).
     pixels_per_metre
-        Density along x and y, or None where unknown.
+        Density along x and y, from 1 to 2**31 - 1, or None where unknown.
     map_ordered
         Carries out the compression of the segments of a band; None compresses one after the other.
 
@@ -146,12 +146,8 @@ class PngWriter:
     ) -> None:
         if not (1 <= width <= _LARGEST_INTEGER and 1 <= height <= _LARGEST_INTEGER):
             raise RegionError(f"A PNG has 1 to {_LARGEST_INTEGER} rows and columns, not {width} x {height}.")
-        if channels not in {1, 3} or bits not in {8, 16}:
-            raise RegionError(f"PNGs are written with 1 or 3 channels of 8 or 16 bits, not {channels} of {bits}.")
         if compression not in _RECIPES:
             raise RegionError(f"compression goes from 1 (fast) to 9 (small); {compression!r} is neither.")
-        if pixels_per_metre and not all(1 <= density <= _LARGEST_INTEGER for density in pixels_per_metre):
-            raise RegionError(f"pixels_per_metre must be positive integers, not {pixels_per_metre}.")
 
         self._stream = stream
         self._height = height

@@ -196,10 +196,7 @@ def _to_srgb(reader: Reader, array: Pixels, profile: bytes) -> Pixels:
 
 def _bare(view: View, region: Rectangle, planner: RegionPlanner) -> npt.NDArray[np.bool_] | None:
     """Return where a region shows nothing but background, or None where frames show everywhere."""
-    source = view.source_of(region)
-    if planner.covers(source) and view.bounds.contains(region):
-        return None
-    plan = planner.plan(source)
+    plan = planner.plan(view.source_of(region))
     if plan.covered and view.bounds.contains(region):
         return None
     mask = stitch.bare(plan)

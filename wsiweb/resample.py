@@ -114,7 +114,7 @@ def resample_array(
     height, width = out.shape[:2]
     whole_x = _whole(origin[0], scale[0], width, source.shape[1])
     whole_y = _whole(origin[1], scale[1], height, source.shape[0])
-    wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y and not any(bilinear) else None
+    wide = sum_type(source.dtype, whole_x[1] * whole_y[1]) if whole_x and whole_y else None
     if whole_x and whole_y and wide is not None:
         blocks = np.atleast_3d(source[whole_y[0] :, whole_x[0] :])
         reduce_blocks(blocks, (whole_x[1], whole_y[1]), np.atleast_3d(out), wide, scratch)

@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 def count_tiles(view: View, size: tuple[int, int], positions: Iterable[tuple[Integers, Integers]]) -> int:
     """Count the tiles of the level's grid that patches touch, each once.
 
-    Every patch adds a rectangle of tiles by its four corners; sums along both axes tell which tiles have any.
+    Every patch adds a rectangle of tiles by its four corners, which cancel where it touches none; sums along both axes
+    tell which tiles have any.
     """
     level = view.level
     tile_w, tile_h = level.tile_size
     columns, rows = -(-level.width // tile_w), -(-level.height // tile_h)
     corners = np.zeros((rows + 1, columns + 1), np.int64)
     for x, y in positions:
-        first_column, end_column = _tiles(x, size[0], view.scale[0], view.margins[0], tile_w, level.width)
-        first_row, end_row = _tiles(y, size[1], view.scale[1], view.margins[1], tile_h, level.height)
-        inside = (first_column < end_column) & (first_row < end_row)
-        left, right, top, bottom = (edge[inside] for edge in (first_column, end_column, first_row, end_row))
+        left, right = _tiles(x, size[0], view.scale[0], view.margins[0], tile_w, level.width)
+        top, bottom = _tiles(y, size[1], view.scale[1], view.margins[1], tile_h, level.height)
         np.add.at(corners, (top, left), 1)
         np.add.at(corners, (bottom, right), 1)
         np.add.at(corners, (top, right), -1)

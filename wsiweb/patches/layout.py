@@ -70,8 +70,8 @@ class Grid:
         """Of all areas: the place of the first patch, patches in a row, and (start, stride, last) of both axes."""
         counts = [x.count * y.count for x, y in self.areas]
         axes = np.array([[(axis.start, axis.stride, axis.last) for axis in pair] for pair in self.areas], np.int64)
-        columns = np.array([max(x.count, 1) for x, _ in self.areas], np.int64)
-        return np.cumsum([0, *counts[:-1]], dtype=np.int64), columns, axes[:, 0].T.copy(), axes[:, 1].T.copy()
+        columns = np.array([x.count for x, _ in self.areas], np.int64)
+        return np.cumsum([0, *counts[:-1]], dtype=np.int64), columns, axes[:, 0].T, axes[:, 1].T
 
     def __getstate__(self) -> dict[str, Any]:
         return {"areas": self.areas}
@@ -80,7 +80,7 @@ class Grid:
         """Return the left and the top edges of some patches, in pixels of the view."""
         if len(self.areas) == 1:
             ((x, y),) = self.areas
-            row, column = np.divmod(index, max(x.count, 1))
+            row, column = np.divmod(index, x.count)
             return x.at(column), y.at(row)
         starts, columns, across, down = self._table
         area_of = np.searchsorted(starts, index, side="right") - 1

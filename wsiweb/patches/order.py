@@ -75,7 +75,7 @@ def buffer_blocks(x: Side, y: Side) -> int:
 def blocks(x: Integers, y: Integers, width: int, height: int) -> Integers:
     """Return the block, of ``width`` x ``height`` pixels, that each patch lies in: row by row from 0, without gaps."""
     columns, rows = x // width, y // height
-    wide = int(columns.max(initial=0)) + 1 - min(int(columns.min(initial=0)), 0)
+    wide = int(columns.max(initial=0)) + 1 - int(columns.min(initial=0))
     _, numbers = np.unique(rows * wide + columns, return_inverse=True)
     block_of: Integers = numbers.astype(np.int64).reshape(-1)
     return block_of
@@ -125,10 +125,10 @@ def shard(x: Integers, y: Integers, side: tuple[int, int], number: int, count: i
     width, height = side
     while True:
         block_of = blocks(x, y, width, height)
-        sizes = np.bincount(block_of) if len(block_of) else np.zeros(0, np.int64)
+        sizes = np.bincount(block_of)
         if len(sizes) >= _BLOCKS_PER_SHARD * count or (width == 1 and height == 1):
             break
         width, height = max(width // 2, 1), max(height // 2, 1)
     middles = np.cumsum(sizes) - sizes / 2
-    shard_of = np.minimum((middles * count / max(len(x), 1)).astype(np.int64), count - 1)
+    shard_of = (middles * count / max(len(x), 1)).astype(np.int64)
     return np.flatnonzero(shard_of[block_of] == number)

@@ -202,6 +202,4 @@ def _parse_headers(block: bytes) -> Mapping[str, str]:
 
 def _length(value: str) -> int | None:
     """Read a Content-Length; None where it cannot be one."""
-    if not (value.isascii() and value.isdecimal() and len(value) < len(str(MAX_PART_BYTES))):
-        return None
-    return int(value)
+    return int(value) if value.isdecimal() and len(value) < len(str(MAX_PART_BYTES)) else None

@@ -190,18 +190,17 @@ class Patience:
             There shall be none: the last attempt failed, or waiting is useless.
         """
         self.failures += 1
-        status = error.status if isinstance(error, RefusedError) else None
         asked = error.retry_after if isinstance(error, RefusedError) else None
         if isinstance(error, RefusedError) and error.quota:
             raise QuotaExceededError(
                 f"{error.url} says that a quota is used up: {error.said}. It resets at midnight UTC; until then read "
                 f"from another service or local files.",
-                url=error.url, status=status, frame_numbers=self.frame_numbers,
+                url=error.url, status=error.status, frame_numbers=self.frame_numbers,
             ) from error  # fmt: skip
         if self.failures >= self.max_attempts or (asked is not None and asked > MAX_RETRY_AFTER_SECONDS):
             raise self.given_up(error) from error
         wait = asked or backoff_seconds(self.failures - 1)  # 0 is no promise: nor is a moment that has passed
-        if status in THROTTLING:
+        if error.status in THROTTLING:
             self.gate.shut_for(wait)
         return wait
 
@@ -212,15 +211,13 @@ class Patience:
             kind = ThrottledError if error.status == 429 or asked is not None else SourceError
             patience = f" and asks to wait {asked:.0f} s" if asked is not None else ""
             message = f"{error}{patience}"
-            url: str | None = error.url
-            status: int | None = error.status
         else:
-            kind, message, url, status = type(error), str(error).rstrip("."), error.url, error.status
+            kind, message = type(error), str(error).rstrip(".")
         attempts = f"{self.failures} attempt{'s' if self.failures > 1 else ''}"
         return kind(
             f"{self.what} could not be had in {attempts}: {message}. Try again later, or raise "
             f"ReadOptions.max_attempts.",
-            url=url, status=status, frame_numbers=self.frame_numbers,
+            url=error.url, status=error.status, frame_numbers=self.frame_numbers,
         )  # fmt: skip
 
 
