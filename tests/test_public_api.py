@@ -14,6 +14,7 @@ import pytest
 
 import wsiweb
 from wsiweb import errors, patches
+from wsiweb.server import DicomWebServer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,9 +163,20 @@ def test_the_probe_sees_what_is_loaded() -> None:
 
 
 def test_what_a_slide_needs_is_there_before_it_is_opened() -> None:
-    """The first request does not wait for imports; pydicom and Pillow are not needed for it."""
-    loaded = loaded_by("from wsiweb import Slide", (*HEAVY, "wsiweb.sources.web", "dicomweb_client"))
-    assert loaded == {"numpy", "requests", "urllib3", "cachetools", "wsiweb.sources.web"}
+    """Neither the first request nor the first JPEG waits for imports; pydicom and Pillow are not needed for them."""
+    needed = {"numpy", "requests", "urllib3", "netrc", "cachetools", "wsiweb.sources.web", "imagecodecs._jpeg8"}
+    assert loaded_by("from wsiweb import Slide", (*HEAVY, *needed, "dicomweb_client")) == {*needed, "imagecodecs"}
+
+
+def test_opening_and_reading_import_nothing(synthetic: SlideMaker) -> None:
+    code = (
+        "import sys\nfrom wsiweb import Slide\nbefore = set(sys.modules)\nslide = Slide.open(sys.argv[1])\n"
+        "slide.read_region(0, 0, 0, 9, 9)\nprint(*sorted(set(sys.modules) - before))"
+    )
+    with DicomWebServer(synthetic("jpeg").folder) as server:
+        program = [sys.executable, "-c", code, *server.series_urls()]
+        done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_a_local_slide_needs_neither_server_nor_command_line(synthetic: SlideMaker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import netrc  # noqa: F401  (requests would import it while a slide is being opened)
 import os
 import re
 import threading
