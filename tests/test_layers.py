@@ -74,7 +74,7 @@ LAYERS = {
         ("sources.elements", "sources.sessions"),
         ("sources.failures",),
         ("sources.multipart", "sources.quoting", "sources.wire"),
-        ("sources.chunked", "sources.retry"),
+        ("sources.chunked", "sources.retry", "sources.trust"),
     ),
     "pure": (
         ("batch", "codecs", "icc", "matching", "plan", "png", "properties", "resolution", "stitch"),
@@ -107,7 +107,14 @@ THREAD_MAKERS = frozenset(
 FOREIGN = {
     "sqlite3": ("sources.database",),
     "requests": ("opening", "sources.client", "sources.failures", "sources.http", "sources.sessions"),
-    "urllib3": ("sources.client", "sources.failures", "sources.http", "sources.sessions", "sources.wire"),
+    "urllib3": (
+        "sources.client",
+        "sources.failures",
+        "sources.http",
+        "sources.sessions",
+        "sources.trust",
+        "sources.wire",
+    ),
     "dicomweb_client": ("opening",),
     "imagecodecs": ("decoders", "demo.pyramid"),
     "pydicom": ("demo.file", "demo.header", "matching", "server.qido", "sources.part10"),

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import requests
 from dicomweb_server import DICOMwebServer
+from faults import Fault
 from kinds import KINDS
 from personalities import GOOD
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -22,7 +24,7 @@ from serving import self_signed
 from synthetic import make_slide
 
 from wsiweb import AuthenticationError, ProtocolError, ReadOptions, Slide, SourceError
-from wsiweb.sources import wire
+from wsiweb.sources import trust, wire
 from wsiweb.sources.base import Cancellation
 from wsiweb.sources.http import Service
 from wsiweb.sources.retry import UnreachableError
@@ -86,9 +88,12 @@ def listening(context: ssl.SSLContext | None, answer: Callable[[socket.socket, i
         listener.close()
 
 
-def service_of(listener: Listener, certificate: Path, *, adapter: BaseAdapter | None = None) -> Service:
+def service_of(
+    listener: Listener, certificate: Path, *, adapter: BaseAdapter | None = None, cert: Path | None = None
+) -> Service:
     session = requests.Session()
     session.verify = str(certificate)
+    session.cert = None if cert is None else str(cert)
     if adapter is not None:
         session.mount("https://", adapter)
     return Service(
@@ -270,6 +275,103 @@ def test_a_certificate_for_another_name(synthetic: SlideMaker, tmp_path: Path) -
     context.load_cert_chain(file)
     with DICOMwebServer(truth.folder, tls=context) as server, pytest.raises(SourceError, match="for another name"):
         Slide.open(server.series_url(truth.study_uid, truth.series_uid), verify=str(file))
+
+
+OK = HEAD % 2 + b"ok"
+
+
+@pytest.fixture
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the files of authorities that are read from now on."""
+    read: list[str] = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def counting(context: ssl.SSLContext, cafile: str | None = None, *others: Any) -> None:
+        read.append(str(cafile))
+        load(context, cafile, *others)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", counting)
+    trust._context.cache_clear()
+    return read
+
+
+def test_whom_to_trust_is_read_once(
+    synthetic: SlideMaker, secure: ssl.SSLContext, certificate: Path, read_files: list[str]
+) -> None:
+    """And not for each connection: the file of the web's authorities takes longer than a small region."""
+    truth = synthetic("jpeg", sizes=((1500, 900),), tile_size=(64, 64))
+    boxes = [(300 * column, 300 * row, 300, 300) for row in range(3) for column in range(5)]
+    with DICOMwebServer(truth.folder, tls=secure) as server:
+        server.fault = lambda _request: Fault(latency_seconds=0.05)
+        where = server.series_url(truth.study_uid, truth.series_uid)
+        for _ in range(2):
+            with Slide.open(where, verify=str(certificate)) as slide, ThreadPoolExecutor(len(boxes)) as threads:
+                list(threads.map(lambda box, slide=slide: slide.read_region(0, *box), boxes))
+        assert max(request.concurrent for request in server.requests) > 2
+    assert read_files == [str(certificate)]
+
+
+def test_another_file_of_the_same_name_is_read_anew(secure: ssl.SSLContext, certificate: Path, tmp_path: Path) -> None:
+    trusted = tmp_path / "trusted.pem"
+    another = self_signed(tmp_path, "DNS:localhost,IP:127.0.0.1")
+    with listening(secure, lambda secure_socket, _: secure_socket.sendall(OK)) as listener:
+        for file, is_right in ((certificate, True), (another, False), (certificate, True)):
+            trusted.write_bytes(file.read_bytes() + b"\n" * is_right)
+            service = service_of(listener, trusted)
+            if is_right:
+                assert body_of(service) == b"ok"
+            else:
+                with pytest.raises(SourceError, match="certificate"):
+                    body_of(service)
+
+
+def test_a_service_is_no_farther_for_its_handshake(
+    synthetic: SlideMaker, secure: ssl.SSLContext, certificate: Path
+) -> None:
+    """How far it is decides over how many connections it is asked."""
+    shaken: list[float] = []
+
+    def slowly(*_: object) -> None:
+        time.sleep(0.3)
+        shaken.append(time.monotonic())
+
+    secure.sni_callback = slowly
+    truth = synthetic("rgb")
+    with DICOMwebServer(truth.folder, tls=secure) as server:
+        where = server.series_url(truth.study_uid, truth.series_uid)
+        with Slide.open(where, verify=str(certificate)) as slide:
+            source: Any = slide._reader.source
+            assert 0 < source._wait_seconds <= time.monotonic() - shaken[0]
+
+
+class AnyName(HTTPAdapter):
+    """As requests_toolbelt's, for services that are reached by an address."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, assert_hostname=False)
+
+
+def test_who_heeds_no_names_changes_nothing_for_others(tmp_path: Path) -> None:
+    file = self_signed(tmp_path, "DNS:elsewhere.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with listening(context, lambda secure_socket, _: secure_socket.sendall(OK)) as listener:
+        for _ in range(2):
+            assert body_of(service_of(listener, file, adapter=AnyName())) == b"ok"
+            with pytest.raises(SourceError, match="for another name"):
+                body_of(service_of(listener, file))
+
+
+def test_who_shows_a_certificate_shows_it_for_nobody_else(secure: ssl.SSLContext, certificate: Path) -> None:
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        assert isinstance(secure_socket, ssl.SSLSocket)
+        shown = b"yes" if secure_socket.getpeercert() else b"no"
+        secure_socket.sendall(HEAD % len(shown) + shown)
+
+    with listening(secure, answer) as listener:
+        for _ in range(2):
+            assert body_of(service_of(listener, certificate)) == b"no"
+            assert body_of(service_of(listener, certificate, cert=certificate)) == b"yes"
 
 
 def test_a_loop_that_is_left_leaves_no_noise_in_the_cache(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ class Answer:
     """The body, content encoding undone, as it arrives."""
     quote: Callable[[bytes], str] = readable_error
     """Returns what an error's body says, without what was sent in confidence: some services repeat that."""
+    connected_at: float = -math.inf
+    """When its connection was ready (of ``time.monotonic``), if that was made for it."""
 
     def read(self, limit_bytes: int, *, deadline: float | None = None) -> bytes:
         """Return the whole body.
@@ -179,6 +182,7 @@ class Service:
                 url=without_secrets(response.url),
                 chunks=self._chunks(response, wire),
                 quote=functools.partial(quoted, response.request),
+                connected_at=wire.made_at,
             )
 
     def _chunks(self, response: requests.Response, wire: Wire) -> Iterator[bytes]:

@@ -255,7 +255,7 @@ class WebSource:
                 with self.service.get(
                     url, accept, parameters=parameters, cancellation=self._closing, deadline=deadline
                 ) as answer:
-                    self._wait_seconds = time.monotonic() - asked
+                    self._wait_seconds = time.monotonic() - max(asked, answer.connected_at)
                     body = b""
                     if answer.status != 204 or accept != _DICOM_JSON:  # 204 has no datasets
                         check_status(answer, what, advice=self._kind.advice)

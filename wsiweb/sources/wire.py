@@ -16,6 +16,7 @@ from typing import Any, Self
 import urllib3
 
 from wsiweb.sources.chunked import ChunkedDecoder
+from wsiweb.sources.trust import share_context
 
 MAX_INTERIM_ANSWERS = 16
 IDLE_SECONDS = 60.0
@@ -145,6 +146,8 @@ class Wire:
         self.is_cut = False
         self.is_bound = False
         """Whether it has been told of a socket: it is not where the user's session has connections of its own kind."""
+        self.made_at = -math.inf
+        """When its connection was ready (of ``time.monotonic``), if that was made for it."""
         self._lock = threading.RLock()  # an answer may be collected, and leave its connection, anywhere
         self._socket: Any = None
 
@@ -190,6 +193,7 @@ class _StoppableConnection:
     def connect(self) -> None:
         base: Any = super()
         wire: Wire | None = getattr(_waiting, "wire", None)
+        share_context(self)
         try:
             base.connect()
         except TimeoutError as error:  # not of the connection, which urllib3 has translated, but of what comes next
@@ -197,6 +201,8 @@ class _StoppableConnection:
             if late or self._tunnel_host is not None:  # it may be the proxy that is silent
                 raise
             raise urllib3.exceptions.ConnectTimeoutError("nobody answered the handshake in time") from error
+        if wire is not None:
+            wire.made_at = time.monotonic()
 
     @property
     def is_connected(self) -> bool:
