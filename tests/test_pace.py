@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,6 +133,13 @@ def test_no_more_connections_are_used_than_frames_can_be(wait: float, each: floa
     assert pace.advise(100_000).requests == expected
 
 
+@pytest.mark.parametrize(("reads", "requests"), [(1, 8), (2, 4), (3, 2), (8, 1), (100, 1)])
+def test_reads_share_the_connections(reads: int, requests: int) -> None:
+    """Of eight regions that eight threads ask for, none comes sooner for being asked for in eight parts."""
+    seen = samples(0.1, 0.001, 100, in_flight=1) + samples(0.1, 0.001, 100, in_flight=8)
+    assert paced(seen).advise(300, reads).requests == requests
+
+
 def carried(each: float, in_flight: float, *, frames: int = 50, times: int = 8) -> list[Sample]:
     """Answers after 100 ms, of connections that carry so many bytes a second each."""
     size = frames * 20_000
@@ -157,6 +165,23 @@ def test_more_than_a_moderate_number_of_connections_need_a_reason(
     pace = paced(found, connections=connections)
     assert pace.traits().connections == pace.advise(100_000).connections == expected
     assert pace.advise(100_000).requests == expected
+
+
+@pytest.mark.parametrize(("found", "reads", "expected"), [
+    (carried(12e6, 8, frames=9), 1, 8),
+    (carried(12e6, 8, frames=9), 9, 8),  # so few more would bring nothing
+    (carried(12e6, 8, frames=9), 14, 14),
+    (carried(12e6, 8, frames=9), 100, 16),
+    (carried(4e6, 8), 14, 16),
+    (carried(12e6, 8) + carried(6e6, 16), 100, 8),  # the same in all
+    (samples(0.001, 0.00005, 100, in_flight=8, frames=64), 100, NEAR_CONNECTIONS),
+])  # fmt: skip
+def test_many_reads_have_more_connections(found: list[Sample], reads: int, expected: int) -> None:
+    """Small ones spend their time in waiting."""
+    pace = paced(found, connections=16)
+    assert pace.advise(9, reads).connections == expected
+    pace.throttled()
+    assert pace.advise(9, reads).connections == expected // 2
 
 
 @pytest.mark.parametrize(("wait", "expected"), [
@@ -420,6 +445,34 @@ def test_a_distant_server_is_asked_on_more_connections(server: DICOMwebServer, b
         np.testing.assert_array_equal(region, big.truth(0, 0, 0, 4200, 4150))
     most = max(request.concurrent for request in server.requests)
     assert MODERATE_CONNECTIONS < most <= ReadOptions().max_connections
+
+
+def test_regions_of_many_threads_share_the_connections(server: DICOMwebServer, big: SyntheticSlide) -> None:
+    """Alone, a region of eight frames is asked for in eight parts, of which most would wait for a connection."""
+    boxes = [(1024 * column, 512 * row, 1024, 512) for row in range(8) for column in range(4)]
+    all_wait = threading.Event()
+
+    def answer(request: Request) -> Fault | None:
+        if request.kind == "frames":
+            all_wait.wait(20)
+        return far(request)
+
+    server.fault = answer
+    with (
+        Slide.open(server.series_url(big.study_uid, big.series_uid)) as slide,
+        ThreadPoolExecutor(len(boxes)) as threads,
+    ):
+        reads = [threads.submit(slide.read_region, 0, *box) for box in boxes]
+        while len(slide._reader._active) < len(boxes) and not any(read.done() for read in reads):
+            threading.Event().wait(0.01)
+        all_wait.set()
+        for box, read in zip(boxes, reads, strict=True):
+            np.testing.assert_array_equal(read.result(), big.truth(0, *box))
+    most = ReadOptions().max_connections
+    assert MODERATE_CONNECTIONS < max(request.concurrent for request in server.requests) <= most
+    # The first to come does not know of the others, the second of the first alone...
+    shares = [max(most // (1 + others), 1) for others in range(len(boxes))]
+    assert len(boxes) <= server.count("frames") <= sum(min(share, 8) for share in shares) < 2 * len(boxes)
 
 
 @pytest.mark.parametrize("refusal", [Fault(status=503), Fault(reset_after_bytes=0)])

@@ -709,7 +709,7 @@ class TestService:
                 frames = f"{place}/instances/{slide.levels[0].instance_uids[0]}/frames/"
                 asked = [request.removeprefix(frames).replace("%2C", ",") for request in server.requests[1:]]
                 assert sorted(int(number) for part in asked for number in part.split(",")) == numbers
-                assert len(asked) <= 4  # more requests would cost more than they save
+                assert len(asked) <= 5  # two frames each at the least, however late the metadata came
                 opened.read_region(0, 60, 50, 70, 40)  # lies within
                 assert len(server.requests) == 1 + len(asked)
 

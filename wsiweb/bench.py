@@ -156,8 +156,8 @@ class _RecordingSource:
     def credentials(self) -> Mapping[str, object]:
         return self.inner.credentials
 
-    def advise(self, frames: int) -> Advice:
-        return self.inner.advise(frames)
+    def advise(self, frames: int, reads: int) -> Advice:
+        return self.inner.advise(frames, reads)
 
     def metadata(self) -> list[JsonDataset]:
         return self.inner.metadata()

@@ -123,6 +123,7 @@ class Reader:
         self._fetchers = Workers(options.max_connections, "wsiweb-fetch")
         self._decoders = Workers(options.decode_thread_count, "wsiweb-decode")
         self._frame_seconds = _LOT_SECONDS / _LOT_FRAMES  # that the last frames took to decode
+        self._reads = 1  # under way, when it was last counted
         self._early = Allowance(_EARLY_BYTES)
         self._ranks = itertools.count()
         self._used_seconds = 0.0  # when a read began last
@@ -273,11 +274,13 @@ class Reader:
     def _lot_frames(self, frames: int) -> int:
         """Return how many of so many frames, which come together, one thread decodes at a time."""
         most = min(int(_LOT_SECONDS / self._frame_seconds), _LOT_FRAMES)
+        frames *= self._reads  # about so many come for others
         return max(min(frames // (_LOTS_A_THREAD * self.options.decode_thread_count), most), 1)
 
     def advise(self, frames: int) -> Advice:
-        """Return how so many frames are asked for: as the source would have it, within the options."""
-        advice = self.source.advise(frames)
+        """Return how so many frames of one read are asked for: as the source would have it, within the options."""
+        self._reads = max(sum(errand.board.tiles_awaited > 0 for errand in tuple(self._active)), 1)
+        advice = self.source.advise(frames, self._reads)
         cap = self.options.frames_per_request
         most = advice.max_frames if cap is None else min(advice.max_frames, cap)
         limit = self.options.max_connections

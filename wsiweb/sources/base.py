@@ -152,8 +152,8 @@ class FrameSource(Protocol):
         """What the user gave to be let in, by the name of the argument; must pickle for the slide to pickle."""
         ...
 
-    def advise(self, frames: int) -> Advice:
-        """Return how so many frames are best asked for, by what the source has shown so far."""
+    def advise(self, frames: int, reads: int) -> Advice:
+        """Return how so many frames of one of so many reads are best asked for, by what the source has shown so far."""
         ...
 
     def metadata(self) -> list[JsonDataset]:

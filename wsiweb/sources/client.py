@@ -52,7 +52,7 @@ class ClientSource:
         """The client has them."""
         return {"client": self._client}
 
-    def advise(self, frames: int) -> Advice:  # noqa: ARG002  (of the protocol)
+    def advise(self, frames: int, reads: int) -> Advice:  # noqa: ARG002  (of the protocol)
         """Return how to ask for frames: spread over whatever may be in flight."""
         return SPREAD
 

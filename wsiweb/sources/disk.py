@@ -150,9 +150,9 @@ class DiskCachedSource:
         """That of the source behind."""
         return self._source.credentials
 
-    def advise(self, frames: int) -> Advice:
+    def advise(self, frames: int, reads: int) -> Advice:
         """Return how the source behind is best asked."""
-        return self._source.advise(frames)
+        return self._source.advise(frames, reads)
 
     def metadata(self) -> list[JsonDataset]:
         """Return the metadata, kept on disk once they hold a slide."""

@@ -68,7 +68,7 @@ class LocalSource:
         """None are needed."""
         return {}
 
-    def advise(self, frames: int) -> Advice:  # noqa: ARG002  (of the protocol)
+    def advise(self, frames: int, reads: int) -> Advice:  # noqa: ARG002  (of the protocol)
         """Return how to ask for frames: spread over whatever may be in flight."""
         return SPREAD
 

@@ -103,6 +103,7 @@ class Pace:
         self._answers_since_throttled = 0
         self._throttled_at = -math.inf
         self._throttled = False
+        self._reads = 1  # under way, as who asks for advice has said last
         self._in_flight = 0
         self._busy = 0.0
         self._ticked = time.monotonic()
@@ -163,7 +164,8 @@ class Pace:
 
         Where waiting is all there is to a request, no more than bring frames twice as fast as they can be used: the
         threads of others would only be in the way. More than a moderate number only where each carries so little that
-        the decoders would wait, and for as long as more of them carry more.
+        the decoders would wait, and for as long as more of them carry more; or where as many reads are under way, each
+        of which would wait for the others.
         """
         seen = self._conclusions
         if seen.dear:
@@ -175,6 +177,8 @@ class Pace:
             more = 1.0 if seen.shared else TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second
         elif seen.bytes_per_second_of_many is not None:  # where little, they may be too many: no reason for more
             more = min(more, TYPICAL_BYTES_PER_SECOND / seen.bytes_per_second_of_many)
+        if not seen.shared:
+            more = max(more, self._reads / MODERATE_CONNECTIONS)
         return min(used, round(MODERATE_CONNECTIONS * (more if more >= MORE_FROM else 1.0)))
 
     def record(self, lap: Lap, instance_uid: str, frames: int, n_bytes: int) -> None:
@@ -239,12 +243,19 @@ class Pace:
 
     # What follows ---------------------------------------------------------------------------------
 
-    def advise(self, frames: int) -> Advice:
-        """Return over how many requests to spread so many frames, and how many each may have at most."""
+    def advise(self, frames: int, reads: int = 1) -> Advice:
+        """Return over how many requests to spread so many frames, and how many each may have at most.
+
+        They are of one of so many reads, which share the connections: while the requests of others wait for one, to
+        spread it over several only has more of them wait.
+        """
         with self._lock:
-            seen, connections, limit = self._conclusions, self._usable, self._max_frames
-            allowed = self._allowed
-        requests = _best_requests(seen, frames, connections, self._frame_guess)
+            self._reads = reads
+            return self._advice(frames)
+
+    def _advice(self, frames: int) -> Advice:
+        seen, connections, limit = self._conclusions, self._usable, self._max_frames
+        requests = _best_requests(seen, frames, max(connections // self._reads, 1), self._frame_guess)
         most, budget = _worth_their_wait(seen), BYTES
         if seen.dear:
             most, budget = FRAMES_WHERE_REQUESTS_ARE_DEAR, BYTES_WHERE_REQUESTS_ARE_DEAR
@@ -252,12 +263,12 @@ class Pace:
                 requests, most = frames, 1
         if seen.bytes_per_frame:
             most = min(most, max(int(budget / seen.bytes_per_frame), 1))
-        return Advice(requests, min(most, limit or most), allowed)
+        return Advice(requests, min(most, limit or most), self._allowed)
 
     def traits(self) -> ServiceTraits:
         """Return what was learnt, for people."""
-        advice = self.advise(FRAMES_WHERE_REQUESTS_ARE_DEAR)
         with self._lock:
+            advice = self._advice(FRAMES_WHERE_REQUESTS_ARE_DEAR)
             seen, throttled = self._conclusions, self._throttled
         return ServiceTraits(
             kind=self.kind.name,

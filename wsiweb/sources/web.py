@@ -300,6 +300,6 @@ class WebSource:
         )
         return retrieval.run()
 
-    def advise(self, frames: int) -> Advice:
-        """Return how so many frames are best asked for, by what the service has shown so far."""
-        return self._pace.advise(frames)
+    def advise(self, frames: int, reads: int) -> Advice:
+        """Return how so many frames of one of so many reads are best asked for, by what the service has shown."""
+        return self._pace.advise(frames, reads)
