@@ -15,8 +15,8 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsiweb.sources.adapters import own_adapters
 from wsiweb.sources.chunked import ChunkedDecoder
-from wsiweb.sources.sessions import own_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -72,7 +72,7 @@ LAYERS = {
         ("sources.answers", "sources.bodies"),
         ("sources.database", "sources.http", "sources.pixeldata"),
         ("sources.elements", "sources.sessions"),
-        ("sources.failures",),
+        ("sources.adapters", "sources.failures"),
         ("sources.multipart", "sources.quoting", "sources.wire"),
         ("sources.chunked", "sources.retry", "sources.trust"),
     ),
@@ -106,12 +106,19 @@ THREAD_MAKERS = frozenset(
 )
 FOREIGN = {
     "sqlite3": ("sources.database",),
-    "requests": ("opening", "sources.client", "sources.failures", "sources.http", "sources.sessions"),
-    "urllib3": (
+    "requests": (
+        "opening",
+        "sources.adapters",
         "sources.client",
         "sources.failures",
         "sources.http",
         "sources.sessions",
+    ),
+    "urllib3": (
+        "sources.adapters",
+        "sources.client",
+        "sources.failures",
+        "sources.http",
         "sources.trust",
         "sources.wire",
     ),

@@ -19,10 +19,11 @@ import urllib3
 from urllib3.util import parse_url
 
 from wsiweb.errors import SourceTimeoutError, WsiWebError
+from wsiweb.sources.adapters import close_adapters, own_adapters
 from wsiweb.sources.failures import not_asked, translated
 from wsiweb.sources.quoting import quoted, readable_error, without_secrets
 from wsiweb.sources.retry import HopelessError, OversizeError, RedirectError
-from wsiweb.sources.sessions import NoCredentials, TokenAuth, leave_redirects, own_adapters, own_session
+from wsiweb.sources.sessions import NoCredentials, TokenAuth, leave_redirects, own_session
 from wsiweb.sources.wire import Wire
 from wsiweb.stats import ReadStats
 
@@ -97,8 +98,7 @@ class Service:
     base_url
         Its root.
     session
-        Carries authentication, certificates, proxies and headers. It is not changed: an own copy, with connection
-        pools of its own, does the work.
+        Carries authentication, certificates, proxies and headers. It is not changed: an own copy does the work.
     qido_url_prefix, wado_url_prefix
         Path below the root for searching and retrieving, or None.
     connections
@@ -294,14 +294,9 @@ class Service:
         return isinstance(auth, TokenAuth) and auth.renew(response.request.headers.get("Authorization"))
 
     def close(self) -> None:
-        """Close this copy's connections; the user's session is theirs."""
+        """Close the connections, but for those that other slides use; the user's session is theirs."""
         for session in [self._session] + ([self._stranger] if "_stranger" in vars(self) else []):
-            for adapter in session.adapters.values():
-                pools: Any = getattr(getattr(adapter, "poolmanager", None), "pools", None)
-                for key in pools.keys() if pools is not None else ():
-                    with contextlib.suppress(KeyError):
-                        pools[key].close()  # clearing alone leaves them to the garbage collector
-            session.close()
+            close_adapters(session)
 
 
 def _below(root: str, prefix: str | None) -> str:

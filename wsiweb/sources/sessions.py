@@ -1,4 +1,4 @@
-"""``requests`` sessions of our own: made after the user's, with its credentials and its ways, and connections apart."""
+"""``requests`` sessions of our own: made after the user's, with its credentials and its ways."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import os
 import re
 import threading
 import urllib.request
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
+from requests.auth import AuthBase, HTTPBasicAuth
 from requests.structures import CaseInsensitiveDict
 
 from wsiweb.errors import AuthenticationError
-from wsiweb.sources.wire import bind
+from wsiweb.sources.adapters import own_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,11 +89,10 @@ class NoCredentials(AuthBase):
 
 
 def own_session(session: requests.Session, url: str, connections: int) -> requests.Session:
-    """Copy a session, subclass and all, with adapters whose pools are its own and large enough.
+    """Copy a session, subclass and all, with adapters of our own (see ``adapters``).
 
-    The copy leaves the user's session as it is, drops no connections when many threads read, and shares no socket
-    with the process that this one was forked from. What the environment says of proxies, certificates and
-    credentials is looked up here, and not for each request.
+    The copy leaves the user's session as it is. What the environment says of proxies, certificates and credentials is
+    looked up here, and not for each request.
     """
     own = leave_redirects(object.__new__(type(session)))
     own.__dict__.update(session.__dict__ | own.__dict__)
@@ -118,7 +114,7 @@ def own_session(session: requests.Session, url: str, connections: int) -> reques
         if own.auth is None and "Authorization" not in own.headers:
             own.auth = requests.utils.get_netrc_auth(url)
         own.trust_env = False
-    own.adapters = own_adapters(session, connections)
+    own.adapters = own_adapters(own, connections, _login_of(session))
     if str(own.headers.get("User-Agent", "")).startswith("python-requests/"):
         from wsiweb import __version__  # noqa: PLC0415
 
@@ -141,26 +137,12 @@ def _environment_says(url: str) -> bool:
     return any(name.lower().endswith("_proxy") for name in os.environ)
 
 
-def own_adapters(session: requests.Session, connections: int) -> OrderedDict[str, Any]:
-    """Return adapters like those of a session, with so many connections, whose waits for an answer are bound."""
-    return OrderedDict((prefix, _own_adapter(adapter, connections)) for prefix, adapter in session.adapters.items())
+def _login_of(session: requests.Session) -> object:
+    """Return what may log in connections, and not requests; None where nothing does."""
+    if type(session).send is not requests.Session.send:
+        return session
+    return None if isinstance(session.auth, _STATELESS) else session.auth
 
 
-def _own_adapter(adapter: Any, connections: int) -> Any:
-    if not isinstance(adapter, HTTPAdapter):
-        return adapter
-    own = object.__new__(type(adapter))
-    own.__dict__.update(adapter.__dict__)
-    own.proxy_manager = _BoundManagers()
-    # init_poolmanager is what subclasses override to bring their own TLS context.
-    own.init_poolmanager(connections, max(connections, adapter.__dict__.get("_pool_maxsize", 10)), block=False)
-    own.max_retries = urllib3.Retry(0, read=False)  # what to try again is decided where bodies can be seen
-    bind(own.poolmanager)
-    return own
-
-
-class _BoundManagers(dict[str, Any]):
-    """Managers of pools, by proxy, as an adapter keeps those that it makes; each binds the waits for an answer."""
-
-    def __setitem__(self, proxy: str, manager: Any) -> None:
-        super().__setitem__(proxy, bind(manager))
+_STATELESS = (type(None), tuple, TokenAuth, HTTPBasicAuth)
+"""Logins that each request carries."""
