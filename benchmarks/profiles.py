@@ -15,6 +15,8 @@ class Profile:
     """Of the body, on each connection; None is what loopback gives."""
     chunk_bytes: int | None = None
     """Of the chunks in which a body is transferred; None gives its length instead. Where there is no bandwidth."""
+    tls: bool = False
+    """Whether all is encrypted."""
 
     def transfer_seconds(self, size: int, connections: int) -> float:
         """Return how long bytes take that are spread over connections."""
@@ -26,4 +28,5 @@ PROFILES = {
     "wan": Profile(0.030, 12e6),
     "far": Profile(0.100, 4e6),
     "chunked": Profile(0.0005, None, chunk_bytes=8192),
+    "https": Profile(0.030, 12e6, tls=True),
 }

@@ -96,7 +96,7 @@ def measure(contender: Contender, settings: Json, job: Json, one: Round) -> Json
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(one.server.trusted),
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -170,7 +170,7 @@ def run(plan: Plan) -> Iterator[Json]:
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.cache))
         servers: dict[str, OwnServer | Orthanc] = {}
-        own = stack.enter_context(OwnServer(list(slides.values()), plan.nice))
+        own = stack.enter_context(OwnServer(list(slides.values()), plan.nice, Path(scratch)))
         for workload, profile in chosen:
             server = servers.get(profile, own)
             if profile == "orthanc" and server is own:
@@ -181,6 +181,9 @@ def run(plan: Plan) -> Iterator[Json]:
                 held = {slides[other.slide].spec.name for other, where in chosen if where == profile} | {"tiny"}
                 server = Orthanc(program, Path(scratch) / "orthanc", [slides[name] for name in sorted(held)])
                 servers[profile] = stack.enter_context(server)
+            elif server is own and not own.plays(profile):
+                plan.report(f"{workload.name}: openssl is not installed.")
+                continue
             slide = slides[workload.slide]
             near = server.url("lan")
             job = make_job(workload, slide, slides["tiny"], server.url(profile), near, plan.seed)

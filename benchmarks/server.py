@@ -4,7 +4,8 @@ One process of its own, one thread a connection, raw sockets: what it costs is w
 counted. Every answer's first byte comes a latency after the request; a body is paced to the bandwidth of a connection.
 Numbers of requests, frames and bytes are at ``/control``. Frames are served as they are stored, whatever is asked for.
 
-``python -m benchmarks.server FOLDER...`` prints its port, and ends with its standard input.
+``python -m benchmarks.server CERTIFICATE FOLDER...`` prints its ports, without TLS and with it, and ends with its
+standard input. The certificate is a file with its key, or ``-``: then there is no second port.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import itertools
 import json
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -248,25 +250,35 @@ def _sleep_until(moment: float) -> None:
         time.sleep(left)
 
 
-def _run(connection: socket.socket, service: Service) -> None:
+def _run(connection: socket.socket, service: Service, tls: ssl.SSLContext | None) -> None:
     try:
-        handle(connection, service)
+        handle(connection if tls is None else tls.wrap_socket(connection, server_side=True), service)
     except OSError:  # the reader went away
         connection.close()
 
 
-def main() -> None:
-    instances = [instance for folder in sys.argv[1:] for instance in serve_slide(StoredSlide(Path(folder)))]
-    service = Service(instances)
+def _listen(service: Service, tls: ssl.SSLContext | None) -> int:
+    """Answer on a port of its own; return that."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    print(listener.getsockname()[1], flush=True)
 
     def accept() -> None:
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=_run, args=(connection, service), daemon=True).start()
+            threading.Thread(target=_run, args=(connection, service, tls), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    certificate, *folders = sys.argv[1:]
+    service = Service([instance for folder in folders for instance in serve_slide(StoredSlide(Path(folder)))])
+    ports = [_listen(service, None)]
+    if certificate != "-":
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        ports.append(_listen(service, tls))
+    print(*ports, flush=True)
     sys.stdin.read()
 
 

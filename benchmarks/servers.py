@@ -14,8 +14,11 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import certifi
+
 from benchmarks.environments import ROOT
 from benchmarks.painting import part10_files
+from benchmarks.profiles import PROFILES
 
 if TYPE_CHECKING:
     from benchmarks.slides import StoredSlide
@@ -26,17 +29,40 @@ PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 START_SECONDS = 60
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of child processes: they find this package, from wherever they run."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+def environment(trusted: Path | None = None) -> dict[str, str]:
+    """Return the environment of child processes: they find this package, from wherever they run, and whom to trust."""
+    trust = {} if trusted is None else {"REQUESTS_CA_BUNDLE": str(trusted)}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **trust}
+
+
+def certificate(folder: Path) -> Path | None:
+    """Make a certificate for loopback; return the file with its key, or None where there is no openssl."""
+    if shutil.which("openssl") is None:
+        return None
+    key, file = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9",
+         "-subj", "/CN=benchmark", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(file)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(file.read_text() + key.read_text())
+    return file
 
 
 class OwnServer:
-    """The server that plays networks, while used as a context."""
+    """The server that plays networks, while used as a context.
 
-    def __init__(self, slides: list[StoredSlide], nice: int) -> None:
+    Readers trust its certificate beside all authorities of the web, as they would have to elsewhere.
+    """
+
+    def __init__(self, slides: list[StoredSlide], nice: int, folder: Path) -> None:
+        own = certificate(folder)
+        self.trusted = None
+        if own is not None:
+            self.trusted = folder / "trusted.pem"
+            self.trusted.write_bytes(Path(certifi.where()).read_bytes() + own.read_bytes())
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.server", *(str(slide.folder) for slide in slides)],
+            [sys.executable, "-m", "benchmarks.server", str(own or "-"), *(str(slide.folder) for slide in slides)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -45,7 +71,7 @@ class OwnServer:
         if nice:
             os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
         assert self._process.stdout is not None
-        self._url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        self._ports = [int(port) for port in self._process.stdout.readline().split()]
 
     def __enter__(self) -> Self:
         return self
@@ -55,17 +81,24 @@ class OwnServer:
 
     def url(self, profile: str) -> str:
         """Return the root of the service, over a network."""
-        return f"{self._url}/{profile}"
+        tls = PROFILES[profile].tls
+        return f"{'https' if tls else 'http'}://127.0.0.1:{self._ports[tls]}/{profile}"
+
+    def plays(self, profile: str) -> bool:
+        """Whether it can play a network."""
+        return not PROFILES[profile].tls or self.trusted is not None
 
     def taken(self) -> Json:
         """Return what was served since the last call."""
-        with urllib.request.urlopen(f"{self._url}/control", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[0]}/control", timeout=20) as answer:
             found: Json = json.load(answer)
         return found
 
 
 class Orthanc:
     """Orthanc on a free port with a database of its own, while used as a context; it counts nothing."""
+
+    trusted = None
 
     def __init__(self, program: str, folder: Path, slides: list[StoredSlide]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:

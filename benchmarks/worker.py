@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -18,6 +19,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ from benchmarks.readers import MODULES, Place
 from benchmarks.slides import Region, StoredSlide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.readers import Pixels, Reader
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 CHECKED = 250
 """Of a long list of patches so many, spread over it, are compared with the truth."""
 FIRST_USE_SIDE = 64
+THREADS = 16
+"""That read at the same time, where many do."""
 
 
 @dataclass(slots=True)
@@ -78,11 +82,10 @@ def run(reader: Reader, job: Json, check: Check) -> Json:
             raise ValueError(f"The slide is {size}, it says.")
     if kind in ("first", "start", "region", "warm"):
         check.region(regions[0], reader.region(level, regions[0]))
-    elif kind in ("regions", "reduced"):
+    elif kind in ("regions", "reduced", "threads"):
         step = -(-len(regions) // CHECKED)
-        count, by = 0, job["reduced_by"]
-        images = reader.regions(level, regions) if kind == "regions" else reader.reduced(level, regions, by)
-        for count, pixels in enumerate(images, start=1):
+        count = 0
+        for count, pixels in enumerate(images_of(reader, job, regions), start=1):
             if count == 1:
                 result["first_seconds"] = time.perf_counter() - started
             assert pixels[-1, -1, 0] >= 0
@@ -95,6 +98,17 @@ def run(reader: Reader, job: Json, check: Check) -> Json:
     elif kind == "png":
         reader.png(job["path"], level, regions[0])
     return {"seconds": time.perf_counter() - started - check.seconds, **result}
+
+
+def images_of(reader: Reader, job: Json, regions: Sequence[Region]) -> Iterator[Pixels]:
+    """Yield many regions, in order, in the way that is measured."""
+    if job["kind"] == "regions":
+        yield from reader.regions(job["factor"], regions)
+    elif job["kind"] == "reduced":
+        yield from reader.reduced(job["factor"], regions, job["reduced_by"])
+    else:
+        with ThreadPoolExecutor(THREADS) as threads:
+            yield from threads.map(functools.partial(reader.region, job["factor"]), regions)
 
 
 def prepare(reader: Reader, job: Json) -> None:

@@ -17,6 +17,7 @@ CONNECTIONS = 8
 """Over which the network's floor spreads the bytes of frames; metadata come over one."""
 FACTORS = (1, 4, 16, 32)
 WAYS = ("lan", "wan", "far")
+ALL_WAYS = (*WAYS, "chunked", "https")
 
 SLIDES = {
     spec.name: spec
@@ -43,8 +44,8 @@ class Workload:
     title: str
     kind: str
     """``open``; ``first``: open, and the region; ``region``; ``regions``: many, in order; ``reduced``: the same at a
-    resolution that no level has; ``warm``: a region that was read just before; ``thumbnail``; ``png``; ``start``:
-    import, open, and the region."""
+    resolution that no level has; ``threads``: many, each by itself in one of 16 threads; ``warm``: a region that was
+    read just before; ``thumbnail``; ``png``; ``start``: import, open, and the region."""
     slide: str = "jpeg-256"
     profiles: tuple[str, ...] = WAYS
     side: int = 0
@@ -121,7 +122,7 @@ def _other_slides() -> list[Workload]:
         ("jpeg-1024", "1024 px tiles"),
         ("jpeg2000-256", "JPEG 2000"),
     ):
-        near = ("lan", "wan")
+        near = ("lan", "wan", "https")
         found.append(Workload(f"{slide}-cold4096", f"{what}: cold 4096²", "region", slide, near, side=4096))
         if slide != "jpeg2000-256":
             title = f"{what}: 200 random patches 512²"
@@ -152,7 +153,7 @@ def _scale() -> list[Workload]:
 
 def _tiny() -> list[Workload]:
     """What takes no time, to see that the harness works."""
-    near = ("lan", "wan")
+    near = ("lan", "wan", "https")
     return [
         Workload("tiny-open", "tiny: open", "open", "tiny", near, extra=True),
         Workload("tiny-region", "tiny: cold 700²", "region", "tiny", near, side=700, extra=True),
@@ -160,6 +161,9 @@ def _tiny() -> list[Workload]:
         Workload("tiny-grid", "tiny: grid of 12", "regions", "tiny", near, 256, 12, 4, shuffled=True, extra=True),
         Workload(
             "tiny-reduced", "tiny: grid of 12, reduced", "reduced", "tiny", near, 256, 12, 4, reduced_by=2, extra=True
+        ),
+        Workload(
+            "tiny-threads", "tiny: 12 regions, by threads", "threads", "tiny", near, side=256, count=12, extra=True
         ),
         Workload("tiny-thumbnail", "tiny: thumbnail", "thumbnail", "tiny", near, extra=True),
     ]
@@ -169,11 +173,14 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("start", "new process: import, open, first 512²", "start", profiles=("lan",), side=512),
-        Workload("open", "open", "open"),
-        Workload("first512", "open and first 512²", "first", side=512),
+        Workload("open", "open", "open", profiles=(*WAYS, "https")),
+        Workload("first512", "open and first 512²", "first", profiles=(*WAYS, "https"), side=512),
         Workload("cold1024", "cold 1024², unaligned", "region", side=1024),
-        Workload("cold4096", "cold 4096², unaligned", "region", profiles=(*WAYS, "chunked"), side=4096),
-        Workload("patches200", "200 random patches 512²", "regions", profiles=(*WAYS, "chunked"), side=512, count=200),
+        Workload("cold4096", "cold 4096², unaligned", "region", profiles=ALL_WAYS, side=4096),
+        Workload("patches200", "200 random patches 512²", "regions", profiles=ALL_WAYS, side=512, count=200),
+        Workload(
+            "threads200", "200 random regions 512², each read by one of 16 threads", "threads", side=512, count=200
+        ),
         *_grids(),
         Workload(
             "grid400-reduced", "grid of 400 patches 256² at half of level 0's resolution", "reduced", side=512,

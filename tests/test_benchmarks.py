@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WORKLOADS = ("tiny-open", "tiny-region", "tiny-warm", "tiny-grid", "tiny-reduced", "tiny-thumbnail")
+WORKLOADS = ("tiny-open", "tiny-region", "tiny-warm", "tiny-grid", "tiny-reduced", "tiny-threads", "tiny-thumbnail")
 
 
 def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -22,11 +23,11 @@ def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def measure(cache: Path, output: Path, *workloads: str) -> dict[str, Any]:
+def measure(cache: Path, output: Path, *workloads: str, profile: str = "lan") -> dict[str, Any]:
     readers = ("wsiweb", "bare", "floor")
     pythons = [argument for name in readers for argument in ("--python", f"{name}={sys.executable}")]
     ended = harness(
-        "run", "--readers", "wsiweb,bare", *pythons, "--workloads", ",".join(workloads), "--profiles", "lan",
+        "run", "--readers", "wsiweb,bare", *pythons, "--workloads", ",".join(workloads), "--profiles", profile,
         "--repeats", 1, "--quiet", 0, "--attempts", 1, "--cache", cache, "--output", output,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -51,6 +52,15 @@ def test_the_limit_is_measured(run: dict[str, Any], workload: str) -> None:
     assert "error" not in timed
     assert first["difference"] in ((None,) if workload == "tiny-open" else range(7))
     assert run["machine"]["versions"]["bare"]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_certificates_are_verified(cache: Path, tmp_path: Path) -> None:
+    run = measure(cache, tmp_path / "https.json", "tiny-region", profile="https")
+    for reader in ("wsiweb", "bare"):
+        first, timed = results(run, "tiny-region", reader)
+        assert first["difference"] in range(7)
+        assert timed["connections"] >= 1
 
 
 def results(run: dict[str, Any], workload: str, reader: str = "wsiweb") -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ is no peer, but a limit: unlike the floor it makes requests and arrays. It is ru
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
 import queue
+import ssl
 import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -44,8 +46,12 @@ class Reader:
     def open(self, place: Place) -> tuple[int, int]:
         """Note path, tile side and tiles in a row of each level, by its downsample."""
         parts = urlsplit(place.url)
+        connect: Callable[..., http.client.HTTPConnection] = http.client.HTTPConnection
+        if parts.scheme == "https":
+            trust = ssl.create_default_context(cafile=os.environ["REQUESTS_CA_BUNDLE"])
+            connect = functools.partial(http.client.HTTPSConnection, context=trust)
         for _ in range(CONNECTIONS):
-            self._connections.put(http.client.HTTPConnection(parts.hostname or "", parts.port))
+            self._connections.put(connect(parts.hostname or "", parts.port))
         series = f"{parts.path}/studies/{place.study_uid}/series/{place.series_uid}"
         connection = self._connections.get()
         connection.request("GET", f"{series}/metadata", headers={"Accept": "application/dicom+json"})
