@@ -6,8 +6,9 @@ import datetime as dt
 import email.utils
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -352,6 +353,20 @@ def test_a_storm_meets_one_gate(server: DICOMwebServer, truth: SyntheticSlide, m
     assert server.count("frames") == 64 + 8
     first = sorted(request.arrived for request in server.requests if request.kind == "frames")
     assert first[8] - first[7] >= 1
+
+
+def test_all_slides_of_a_service_meet_the_same_gate(server: DICOMwebServer, truth: SyntheticSlide) -> None:
+    server.fault = fail_first(1, Fault(status=503, headers={"Retry-After": "1"}))
+    with open_slide(server, truth) as first, open_slide(server, truth) as second, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(read, first, truth, TILE)
+        gate = cast("Any", first)._reader.source._gate
+        while not gate._opens_at:
+            time.sleep(0.001)
+        read(second, truth, TILE)
+        done.result(timeout=60)
+    refused, *others = sorted(request.arrived for request in server.requests if request.kind == "frames")
+    assert len(others) == 2
+    assert others[0] - refused >= 1
 
 
 # Credentials ------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import datetime as dt
 import email.utils
 import enum
 import math
+import os
 import random
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +22,7 @@ from wsiweb.errors import (
     SourceError,
     ThrottledError,
 )
+from wsiweb.locks import module_lock
 
 if TYPE_CHECKING:
     from wsiweb.sources.base import Cancellation
@@ -144,6 +147,16 @@ class Gate:
                 return False
             cancellation.sleep(left)
         return False
+
+
+_gates: weakref.WeakValueDictionary[tuple[int, str], Gate] = weakref.WeakValueDictionary()
+_meeting = module_lock()
+
+
+def gate_of(service_url: str) -> Gate:
+    """Return the gate of a service: the same for all slides of this process that are read from it at the time."""
+    with _meeting:
+        return _gates.setdefault((os.getpid(), service_url), Gate())
 
 
 class RefusedError(Exception):

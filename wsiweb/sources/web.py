@@ -21,7 +21,7 @@ from wsiweb.sources.http import host_of, origin, same_origin
 from wsiweb.sources.pace import TYPICAL_WAIT_SECONDS, Pace
 from wsiweb.sources.quoting import without_secrets
 from wsiweb.sources.retrieval import FrameRetrieval
-from wsiweb.sources.retry import Gate, Patience, RefusedError, check_status, raise_named, worth_repeating
+from wsiweb.sources.retry import Patience, RefusedError, check_status, gate_of, raise_named, worth_repeating
 from wsiweb.sources.services import UNKNOWN, recognise
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class WebSource:
         self._start()
 
     def _start(self) -> None:
-        self._gate = Gate()
+        self._gate = gate_of(self.service.base_url)
         self._closing = Cancellation()
         self._set_out(self._kind)
 
