@@ -9,11 +9,13 @@ source array was cut out.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from wsiweb.blockmean import reduce_blocks, sum_type
 from wsiweb.errors import RegionError
@@ -26,7 +28,7 @@ _Float: TypeAlias = npt.NDArray[np.floating[Any]]
 _Index: TypeAlias = npt.NDArray[np.intp]
 
 _GRID = 2.0**24  # of edges in a pixel: weights on it are exact in float32, and float noise of the caller falls away
-_TILE_ROWS, _TILE_SAMPLES = 384, 1024  # of the source, about
+_TILE_ROWS, _TILE_SAMPLES = 512, 2048  # of the source, about
 _ONE_THREAD = 200_000  # multiplications in a product up to which OpenBLAS starts no threads of its own
 
 
@@ -57,21 +59,6 @@ class _Blocks:
     """``(blocks, count, span)``."""
     pixels: _Index
     """``(blocks, span)``: which source pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """A run of blocks."""
-
-    blocks: slice
-    start: int
-    """First source pixel of it."""
-    stop: int
-
-    @property
-    def count(self) -> int:
-        """How many blocks."""
-        return int(self.blocks.stop - self.blocks.start)
 
 
 def resample_array(
@@ -168,52 +155,51 @@ def _resample(
     out: npt.NDArray[_Sample],
     scratch: Empty,
 ) -> None:
-    height, width, samples = len(rows.first), len(columns.first), source[0, 0].size
+    samples = source[0, 0].size
     # float32 holds means of 8-bit samples to less than the bias, which takes ties up in spite of rounding
     precision: type[np.floating[Any]]
     precision, bias = (np.float32, 2.0**-13) if source.dtype == np.uint8 else (np.float64, 2.0**-24)
     down = _blocks(rows, _per_block(scale[1]), len(source), precision)
     across = _blocks(columns, _per_block(scale[0]), source.shape[1], precision)
     mixing = _of_interleaved(across.weights, samples)
-    starts, step = (across.pixels[:, 0] * samples).tolist(), across.count * samples
+    span, step = mixing.shape[1:]
+    runs, starts = sliding_window_view(source.reshape(len(source), -1), span, axis=1), across.pixels[:, 0] * samples
     tiles_down = _tiles(down, _TILE_ROWS / max(scale[1], 1))
     tile_columns = min(_TILE_SAMPLES, _ONE_THREAD / down.weights[0].size) / samples
     tiles_across = _tiles(across, tile_columns / max(scale[0], 1))
     # Memory for one tile serves for all: new memory would cost as much as the sums.
-    most_rows, most_columns = tiles_down[0].count, max(tile.stop - tile.start for tile in tiles_across) * samples
-    tile_memory = scratch((most_rows * down.span * most_columns,), precision)
-    summed_memory = scratch((most_rows * down.count * most_columns,), precision)
-    means_memory = scratch((most_rows * down.count, tiles_across[0].count * step), precision)
+    most_down, most_across = tiles_down[0].stop, tiles_across[0].stop
+    tile_memory = scratch((most_down * down.span * most_across * span,), precision)
+    summed_memory = scratch((most_down * down.count * most_across * span,), precision)
+    means_memory = scratch((most_down * down.count * most_across * step,), precision)
     for y, x in itertools.product(tiles_down, tiles_across):
-        part = source[down.pixels[y.blocks], x.start : x.stop].reshape(y.count, down.span, -1)
-        tile = tile_memory[: part.size].reshape(part.shape)
-        tile[...] = part
-        summed = summed_memory[: y.count * down.count * part.shape[2]].reshape(y.count, down.count, -1)
-        np.matmul(down.weights[y.blocks], tile, out=summed)
-        lines = summed.reshape(y.count * down.count, -1)
-        means = means_memory[: len(lines), : x.count * step]
-        for n, (start, weights) in enumerate(zip(starts[x.blocks], mixing[x.blocks], strict=True)):
-            mixed = lines[:, start - x.start * samples :][:, : across.span * samples]
-            np.matmul(mixed, weights, out=means[:, n * step : (n + 1) * step])
-        top, left = y.blocks.start * down.count, x.blocks.start * across.count
-        means = means[: height - top, : (width - left) * samples]
-        bottom, right = top + len(means), left + means.shape[1] // samples
-        means *= np.repeat(1 / columns.total[left:right], samples).astype(precision)
-        means *= (1 / rows.total[top:bottom]).astype(precision)[:, np.newaxis]
-        means += 0.5 + bias
-        out[top:bottom, left:right] = means.reshape(bottom - top, right - left, *source.shape[2:])
+        # Few calls, each for all blocks: threads hand the interpreter over at each of them.
+        part = runs[down.pixels[y].reshape(-1, 1), starts[x]]
+        tile = _shaped(tile_memory, y.stop - y.start, down.span, part[0].size)
+        tile[...] = part.reshape(tile.shape)
+        summed = _shaped(summed_memory, y.stop - y.start, down.count, part[0].size)
+        np.matmul(down.weights[y], tile, out=summed)
+        lines = summed.reshape(-1, x.stop - x.start, span)
+        mixed = _shaped(means_memory, *lines.shape[:2], step)
+        np.matmul(lines.swapaxes(0, 1), mixing[x], out=mixed.swapaxes(0, 1))
+        target = out[y.start * down.count :, x.start * across.count :][: len(lines), : len(mixing[x]) * across.count]
+        means = mixed.reshape(len(mixed), -1, *out.shape[2:])[: len(target), : target.shape[1]]
+        np.add(means, 0.5 + bias, out=target, casting="unsafe")
+
+
+def _shaped(memory: _Float, *shape: int) -> _Float:
+    return memory[: math.prod(shape)].reshape(shape)
 
 
 def _per_block(scale: float) -> int:
     """Return how many output pixels are made by one product: more would mostly multiply zeros."""
-    return 8 if scale <= 4 else 4 if scale <= 16 else 2
+    return 8 if scale <= 2.5 else 4 if scale <= 16 else 2
 
 
-def _tiles(blocks: _Blocks, outputs: float) -> list[_Tile]:
-    """Part the blocks of one axis into runs that make about so many output pixels."""
+def _tiles(blocks: _Blocks, outputs: float) -> list[slice]:
+    """Part the blocks of one axis into runs that make about so many output pixels; the first is the longest."""
     step, last = max(int(outputs) // blocks.count, 1), len(blocks.pixels)
-    runs = [slice(n, min(n + step, last)) for n in range(0, last, step)]
-    return [_Tile(run, int(blocks.pixels[run.start, 0]), int(blocks.pixels[run.stop - 1, -1]) + 1) for run in runs]
+    return [slice(n, min(n + step, last)) for n in range(0, last, step)]
 
 
 def _blocks(taps: _Taps, count: int, available: int, precision: type[np.floating[Any]]) -> _Blocks:
@@ -224,9 +210,10 @@ def _blocks(taps: _Taps, count: int, available: int, precision: type[np.floating
     begin = np.minimum(begin, available - span)
     first, last, offset = taps.first - begin[block], taps.last - begin[block], np.arange(span)
     weights = np.zeros((len(begin), count, span), precision)
-    weights[block, row] = (offset > first[:, np.newaxis]) & (offset < last[:, np.newaxis])
-    weights[block, row, first] = taps.first_weight
-    weights[block, row, last] += taps.last_weight.astype(precision)
+    between = (offset > first[:, np.newaxis]) & (offset < last[:, np.newaxis])
+    weights[block, row] = between / taps.total[:, np.newaxis]
+    weights[block, row, first] = taps.first_weight / taps.total
+    weights[block, row, last] += (taps.last_weight / taps.total).astype(precision)
     return _Blocks(count, span, weights, begin[:, np.newaxis] + offset)
 
 
