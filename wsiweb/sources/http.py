@@ -170,7 +170,7 @@ class Service:
             if cancellation is not None:
                 stack.callback(cancellation.on_cancel(wire.cut))
             with wire:
-                response = self._send(url, accept, parameters, deadline)
+                response = self._send_in_time(wire, url, accept, parameters, deadline)
             stack.callback(response.close)
             if cancellation is not None and not wire.is_bound:
                 stack.callback(cancellation.on_cancel(functools.partial(_shut_down, response, wire)))
@@ -192,6 +192,18 @@ class Service:
             yield chunk
         if wire.is_cut:  # else it would pass for the end of a body that has no length
             raise urllib3.exceptions.ProtocolError("the connection was cut here")
+
+    def _send_in_time(
+        self, wire: Wire, url: str, accept: str, parameters: dict[str, str] | None, deadline: float | None
+    ) -> requests.Response:
+        """Send again at once what a connection was too old for (RFC 9110 9.2.2): that is no failure of the service."""
+        while True:
+            try:
+                return self._send(url, accept, parameters, deadline)
+            except requests.exceptions.ConnectionError:
+                if not wire.came_late:
+                    raise
+                wire.came_late = False
 
     def _send(
         self, url: str, accept: str, parameters: dict[str, str] | None, deadline: float | None

@@ -21,6 +21,8 @@ from wsiweb.sources.trust import share_context
 MAX_INTERIM_ANSWERS = 16
 IDLE_SECONDS = 60.0
 """After which a connection is not used again: routers forget those that are quiet, and what is sent gets lost."""
+REST_SECONDS = 0.5
+"""After which its end may have been on its way as it was used again: services wait for a second or more."""
 
 
 def bind(manager: Any) -> Any:
@@ -93,7 +95,7 @@ class _BoundedResponse(http.client.HTTPResponse):
             if self.fp is lines:
                 self.fp = lines.stream
         if not lines.last:
-            raise http.client.RemoteDisconnected("the head of the answer is cut short")
+            raise http.client.BadStatusLine("the head of the answer is cut short")
         # What is not exactly chunked is read as it is, heads of chunks and all.
         codings = ",".join(self.headers.get_all("Transfer-Encoding", ())).lower().split(",")
         if {coding.strip() for coding in codings} - {"", "chunked" if self.chunked else "identity"}:
@@ -148,6 +150,8 @@ class Wire:
         """Whether it has been told of a socket: it is not where the user's session has connections of its own kind."""
         self.made_at = -math.inf
         """When its connection was ready (of ``time.monotonic``), if that was made for it."""
+        self.came_late = False
+        """Whether the service has ended a connection that was at rest, before it saw what was asked for over it."""
         self._lock = threading.RLock()  # an answer may be collected, and leave its connection, anywhere
         self._socket: Any = None
 
@@ -208,20 +212,27 @@ class _StoppableConnection:
     def is_connected(self) -> bool:
         """Whether it can be used again; not where more has come than was asked for, if only as far as TLS."""
         base: Any = super()
-        idle_seconds = time.monotonic() - getattr(self._answer, "ended_seconds", 0.0)
         pending = getattr(self.sock, "pending", None)
-        return bool(base.is_connected) and idle_seconds < IDLE_SECONDS and not (pending is not None and pending())
+        at_rest = self._idle_seconds < IDLE_SECONDS
+        return bool(base.is_connected) and at_rest and not (pending is not None and pending())
+
+    @property
+    def _idle_seconds(self) -> float:
+        """Since the last answer has ended; for ever, where there was none."""
+        return time.monotonic() - getattr(self._answer, "ended_seconds", -math.inf)
 
     def getresponse(self) -> Any:
         wire: Wire | None = getattr(_waiting, "wire", None)
         if wire is not None:
             wire.hold(self.sock)
+        was_at_rest = self._answer is not None and self._idle_seconds >= REST_SECONDS
         base: Any = super()
         try:
             response = base.getresponse()
-        except BaseException:
+        except BaseException as error:
             if wire is not None:
                 wire.hold(None)
+                wire.came_late = was_at_rest and isinstance(error, ConnectionError) and not wire.is_cut
             raise
         self._answer = getattr(response, "_original_response", None)
         return response
