@@ -27,7 +27,7 @@ _Sample = TypeVar("_Sample", np.uint8, np.uint16)
 _Float: TypeAlias = npt.NDArray[np.floating[Any]]
 _Index: TypeAlias = npt.NDArray[np.intp]
 
-_GRID = 2.0**24  # of edges in a pixel: weights on it are exact in float32, and float noise of the caller falls away
+_GRID = 2.0**24  # of edges in a pixel: float noise of the caller falls away
 _TILE_ROWS, _TILE_SAMPLES = 512, 2048  # of the source, about
 _ONE_THREAD = 200_000  # multiplications in a product up to which OpenBLAS starts no threads of its own
 
@@ -56,7 +56,7 @@ class _Blocks:
     span: int
     """Source pixels of a block."""
     weights: _Float
-    """``(blocks, count, span)``."""
+    """``(blocks, count, span)``: shares in an output pixel, which come to 1."""
     pixels: _Index
     """``(blocks, span)``: which source pixels."""
 
