@@ -84,6 +84,21 @@ def test_who_ends_new_connections_too_has_failed(
         assert server.count("frames") == 3
 
 
+def test_a_connection_in_place_of_one_that_has_ended_is_new(
+    server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "REST_SECONDS", 0)
+    with open_slide(server, truth, options=ONCE) as slide:
+        slide.read_region(0, *BOX)
+        with server.lock:
+            for connection in server.sockets:
+                connection.shutdown(socket.SHUT_RDWR)
+        server.fault = lambda _request: END
+        with pytest.raises(ProtocolError, match="broke off"):
+            slide.read_region(0, *OTHER)
+        assert server.count("frames") == 2
+
+
 def test_who_has_gone_meanwhile_has_failed(
     server: DICOMwebServer, truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ class _StoppableConnection:
         base: Any = super()
         wire: Wire | None = getattr(_waiting, "wire", None)
         share_context(self)
+        self._answer = None  # urllib3 connects anew what has ended
         try:
             base.connect()
         except TimeoutError as error:  # not of the connection, which urllib3 has translated, but of what comes next
