@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import ssl
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -109,6 +110,9 @@ def test_slides_that_are_let_go_leave_no_sockets(server: DICOMwebServer, truth: 
 
     assert read() > 0
     gc.collect()
+    deadline = time.monotonic() + 20
+    while sockets_to(server) and time.monotonic() < deadline:  # the last threads are about to let go
+        time.sleep(0.001)
     assert sockets_to(server) == 0
 
 

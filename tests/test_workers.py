@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,25 @@ PATIENCE_SECONDS = 30
 def blocked(until: threading.Event, then: Callable[[], None] = lambda: None) -> None:
     until.wait(PATIENCE_SECONDS)
     then()
+
+
+class Held:
+    """Something that a job holds on to."""
+
+
+def test_a_thread_that_waits_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LINGER_SECONDS", PATIENCE_SECONDS)
+    threads = Workers(1, "test")
+    held, done = Held(), threading.Event()
+    left = weakref.ref(held)
+    threads.add(partial(lambda _held: done.set(), held))
+    del held
+    assert done.wait(PATIENCE_SECONDS)
+    deadline = time.monotonic() + PATIENCE_SECONDS / 2
+    while left() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert left() is None
+    threads.close()
 
 
 def test_every_job_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:

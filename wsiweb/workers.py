@@ -140,6 +140,7 @@ class Workers:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
+            del job  # and what it holds, a slide that was let go, say: the next one may be long in coming
 
     def _next(self) -> Callable[[], None] | None:
         """Return a job, or None where a thread may go."""
