@@ -325,6 +325,25 @@ def test_another_file_of_the_same_name_is_read_anew(secure: ssl.SSLContext, cert
                     body_of(service)
 
 
+def test_who_connects_anew_looks_at_the_file_anew(secure: ssl.SSLContext, certificate: Path, tmp_path: Path) -> None:
+    """Whom it trusts no longer, it does not read from, on connections that were made before neither."""
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(certificate.read_bytes())
+    another = self_signed(tmp_path, "DNS:localhost,IP:127.0.0.1")
+
+    def answer(secure_socket: socket.socket, _number: int) -> None:
+        secure_socket.sendall(OK)
+        secure_socket.shutdown(socket.SHUT_RDWR)
+
+    with listening(secure, answer) as listener:
+        service = service_of(listener, trusted)
+        assert [body_of(service) for _ in range(2)] == [b"ok"] * 2
+        assert listener.connections == 2
+        trusted.write_bytes(another.read_bytes() + b"\n")
+        with pytest.raises(SourceError, match="certificate"):
+            body_of(service)
+
+
 def test_a_service_is_no_farther_for_its_handshake(
     synthetic: SlideMaker, secure: ssl.SSLContext, certificate: Path
 ) -> None:

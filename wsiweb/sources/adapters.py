@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from wsiweb.locks import module_lock
-from wsiweb.sources.trust import version_of
+from wsiweb.sources.trust import lock, version_of
 from wsiweb.sources.wire import bind
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class _Pools:
 
 
 _shared: weakref.WeakValueDictionary[_Key, _Pools] = weakref.WeakValueDictionary()
-_sharing = module_lock()
 
 
 class SharingAdapter(HTTPAdapter):
@@ -77,7 +75,7 @@ class SharingAdapter(HTTPAdapter):
             with contextlib.suppress(OSError):  # of a file that is none: requests says so in its own way
                 version = version_of(verify)
         key = os.getpid(), verify, version, id(login)  # no child shares a socket with its parent
-        with _sharing:
+        with lock:
             pools = _shared.get(key)
             if pools is None:
                 pools = _shared[key] = _Pools(key, login)
@@ -88,7 +86,7 @@ class SharingAdapter(HTTPAdapter):
     def close(self) -> None:
         """Leave the connections to the others; the last one closes them."""
         pools = self._pools
-        with _sharing:
+        with lock:  # one with that of contexts: a slide may be closed while one is made, as another thread forks
             pools.users.discard(self)
             if pools.users or pools.key[0] != os.getpid():
                 return

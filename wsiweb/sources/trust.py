@@ -18,11 +18,15 @@ _PECULIAR = (
     *("ssl_version", "ssl_minimum_version", "ssl_maximum_version"),
 )
 """What only some connections have; those keep a context of their own, as does one to a proxy over TLS."""
-_reading = module_lock()  # threads that connect at once wait for the first of them
+lock = module_lock()
+"""Of what all connections share. Threads that connect at once wait for the first of them to read."""
 
 
-def share_context(connection: Any) -> None:
-    """Give a connection that is about to be made the context of all others that trust the same file."""
+def share_context(connection: Any) -> str | None:
+    """Give a connection that is about to be made the context of all others that trust the same file; return that.
+
+    None where it keeps its own.
+    """
     if (
         not isinstance(connection, HTTPSConnection)
         or not connection.ca_certs
@@ -30,10 +34,12 @@ def share_context(connection: Any) -> None:
         or ssl_.resolve_cert_reqs(connection.cert_reqs) != ssl.CERT_REQUIRED
         or (connection.proxy is not None and connection.proxy.scheme == "https")
     ):
-        return
-    with _reading, contextlib.suppress(OSError):  # of a file that is none: urllib3 says so in its own way
-        context = _context(connection.ca_certs, *version_of(connection.ca_certs))
-        connection.ssl_context, connection.ca_certs = context, None
+        return None
+    path: str = connection.ca_certs
+    with lock, contextlib.suppress(OSError):  # of a file that is none: urllib3 says so in its own way
+        connection.ssl_context, connection.ca_certs = _context(path, *version_of(path)), None
+        return path
+    return None
 
 
 def version_of(path: str) -> tuple[int, int]:

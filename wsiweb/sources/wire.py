@@ -191,13 +191,15 @@ class _StoppableConnection:
     """Tells the ``Wire`` of its thread on which socket it waits."""
 
     sock: Any
+    ssl_context: Any
+    ca_certs: str | None
     _tunnel_host: str | None
     _answer: Any = None
 
     def connect(self) -> None:
         base: Any = super()
         wire: Wire | None = getattr(_waiting, "wire", None)
-        share_context(self)
+        trusted = share_context(self)
         self._answer = None  # urllib3 connects anew what has ended
         try:
             base.connect()
@@ -206,6 +208,9 @@ class _StoppableConnection:
             if late or self._tunnel_host is not None:  # it may be the proxy that is silent
                 raise
             raise urllib3.exceptions.ConnectTimeoutError("nobody answered the handshake in time") from error
+        finally:
+            if trusted is not None:  # who connects anew looks at the file anew
+                self.ssl_context, self.ca_certs = None, trusted
         if wire is not None:
             wire.made_at = time.monotonic()
 
